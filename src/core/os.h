@@ -1,0 +1,78 @@
+/* os.h - everything this library asks of the kernel, one contract each.
+ *
+ * Ranges are whole pages. A function returns 0 or the errno of the refusal, and has then changed
+ * nothing that its contract does not name. errno itself is left alone. No function allocates.
+ */
+#ifndef MA_OS_H
+#define MA_OS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* On x86-64 a constant, so that the hot paths fold it; elsewhere what the kernel says. */
+#if defined(__x86_64__)
+#define MA_PAGE_SHIFT 12
+#define MA_PAGE_MOST 4096
+static inline void
+os_init (void)
+{
+}
+#else
+extern unsigned ma_page_shift;
+#define MA_PAGE_SHIFT ma_page_shift
+#define MA_PAGE_MOST 65536 /* what sealed structures are aligned to and fill */
+void os_init (void);
+#endif
+#define MA_PAGE ((size_t)1 << MA_PAGE_SHIFT)
+
+static inline size_t
+os_round_up (size_t n, size_t align)
+{
+  return (n + align - 1) & ~(align - 1);
+}
+
+/* Address space only: inaccessible, uncommitted, left out of dumps, aligned to ALIGN. */
+int os_reserve (size_t size, size_t align, void **out);
+void os_unreserve (void *p, size_t size);
+/* Zeroed memory for metadata, committed as it is touched, a guard page on each side. */
+int os_map (size_t size, void **out);
+
+/* Accessible; new pages read as zero. */
+int os_open (void *p, size_t size);
+/* Inaccessible; what was there stays until os_discard. */
+int os_close (void *p, size_t size);
+/* As first reserved: inaccessible, unlocked, its pages and guards gone, its advice forgotten, in one
+ * step. Not a wipe: the pages are zeroed when the kernel gives them out again. */
+int os_release (void *p, size_t size);
+/* Write-protects a structure of whole pages, or makes it writable again. */
+int os_seal (void *p, size_t size, int sealed);
+
+/* A fault on touch, at no cost in mappings where the kernel has guard markers (6.13), else by
+ * protection. Refused (EINVAL) on locked memory: guards first, locks after. */
+int os_guard (void *p, size_t size);
+
+/* Never swapped: pages present now, and others as they are touched. Guarded pages in the range are
+ * allowed. EPERM, ENOMEM, EAGAIN: over the limit; ENOSYS and the like: not offered. */
+int os_lock (void *p, size_t size);
+int os_unlock (void *p, size_t size);
+/* Makes the pages present and writable now, in one call instead of one fault each. */
+void os_populate (void *p, size_t size);
+/* Pages back to the kernel; they read as zero at the next touch. Locked ranges stay locked. */
+int os_discard (void *p, size_t size, int locked);
+
+int os_exclude_from_dump (void *p, size_t size);
+int os_include_in_dump (void *p, size_t size);
+
+/* What a forked child finds: zeros, a copy, or nothing. */
+int os_fork_wiped (void *p, size_t size);
+int os_fork_copied (void *p, size_t size);
+int os_fork_absent (void *p, size_t size);
+
+/* N unpredictable bytes. Weak ones (time, addresses) where the kernel refuses: callers use them for
+ * detection only. */
+void os_random (void *p, size_t n);
+
+/* The lock limit in bytes, SIZE_MAX if none. */
+size_t os_lock_limit (void);
+
+#endif

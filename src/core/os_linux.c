@@ -1,0 +1,246 @@
+/* os_linux.c - the only file that makes system calls for memory. */
+#include "os.h"
+
+#include <errno.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Newer than the headers that this must build with. */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+#ifndef MLOCK_ONFAULT
+#define MLOCK_ONFAULT 1
+#endif
+
+#if !defined(__x86_64__)
+unsigned ma_page_shift = 12;
+
+void
+os_init (void)
+{
+  ma_page_shift = (unsigned)__builtin_ctzl (getauxval (AT_PAGESZ));
+}
+#endif
+
+/* The result of a system call as 0 or its errno, with errno as the caller had it. */
+static int
+outcome (long result, int saved)
+{
+  int refused = result == -1 ? errno : 0;
+  errno = saved;
+  return refused;
+}
+
+static int
+advise (void *p, size_t size, int advice)
+{
+  int saved = errno;
+  return outcome (madvise (p, size, advice), saved);
+}
+
+int
+os_reserve (size_t size, size_t align, void **out)
+{
+  int saved = errno;
+  size_t slack = align > MA_PAGE ? align : 0;
+  char *p = mmap (NULL, size + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED)
+    return outcome (-1, saved);
+  if (slack != 0)
+    {
+      char *aligned = (char *)os_round_up ((uintptr_t)p, align);
+      if (aligned != p)
+        munmap (p, (size_t)(aligned - p));
+      if (aligned + size != p + size + slack)
+        munmap (aligned + size, (size_t)(p + slack - aligned));
+      p = aligned;
+    }
+  *out = p;
+  /* gcore writes a reservation out as zeros, all 64 GiB of it, unless it is excluded. */
+  advise (p, size, MADV_DONTDUMP);
+  errno = saved;
+  return 0;
+}
+
+void
+os_unreserve (void *p, size_t size)
+{
+  int saved = errno;
+  munmap (p, size);
+  errno = saved;
+}
+
+int
+os_release (void *p, size_t size)
+{
+  int saved = errno;
+  void *got = mmap (p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+                    0);
+  if (got == MAP_FAILED)
+    return outcome (-1, saved);
+  advise (p, size, MADV_DONTDUMP);
+  errno = saved;
+  return 0;
+}
+
+int
+os_map (size_t size, void **out)
+{
+  void *reserved;
+  int refused = os_reserve (size + 2 * MA_PAGE, 0, &reserved);
+  if (refused)
+    return refused;
+  char *p = (char *)reserved + MA_PAGE;
+  refused = os_open (p, size);
+  if (refused)
+    {
+      os_unreserve (reserved, size + 2 * MA_PAGE);
+      return refused;
+    }
+  /* Huge pages would make sparse tables resident by the 2 MiB. */
+  advise (p, size, MADV_NOHUGEPAGE);
+  *out = p;
+  return 0;
+}
+
+int
+os_open (void *p, size_t size)
+{
+  int saved = errno;
+  return outcome (mprotect (p, size, PROT_READ | PROT_WRITE), saved);
+}
+
+int
+os_close (void *p, size_t size)
+{
+  int saved = errno;
+  return outcome (mprotect (p, size, PROT_NONE), saved);
+}
+
+int
+os_seal (void *p, size_t size, int sealed)
+{
+  int saved = errno;
+  return outcome (mprotect (p, size, sealed ? PROT_READ : PROT_READ | PROT_WRITE), saved);
+}
+
+int
+os_guard (void *p, size_t size)
+{
+  int refused = advise (p, size, MADV_GUARD_INSTALL);
+  return refused ? os_close (p, size) : 0;
+}
+
+int
+os_lock (void *p, size_t size)
+{
+  int saved = errno;
+  return outcome (syscall (SYS_mlock2, p, size, MLOCK_ONFAULT), saved);
+}
+
+int
+os_unlock (void *p, size_t size)
+{
+  int saved = errno;
+  return outcome (munlock (p, size), saved);
+}
+
+void
+os_populate (void *p, size_t size)
+{
+  if (advise (p, size, MADV_POPULATE_WRITE) == 0)
+    return;
+  for (char *page = p; page < (char *)p + size; page += MA_PAGE)
+    *(volatile char *)page = 0;
+}
+
+int
+os_discard (void *p, size_t size, int locked)
+{
+  if (!locked)
+    return advise (p, size, MADV_DONTNEED);
+  int refused = advise (p, size, MADV_DONTNEED_LOCKED);
+  if (refused != EINVAL)
+    return refused;
+  /* Before 5.18 a locked page goes back only when it is unlocked meanwhile. It is empty, so that
+   * nothing can be swapped in between. */
+  refused = os_unlock (p, size);
+  if (refused)
+    return refused;
+  refused = advise (p, size, MADV_DONTNEED);
+  int relock = os_lock (p, size);
+  return refused ? refused : relock;
+}
+
+int
+os_exclude_from_dump (void *p, size_t size)
+{
+  return advise (p, size, MADV_DONTDUMP);
+}
+
+int
+os_include_in_dump (void *p, size_t size)
+{
+  return advise (p, size, MADV_DODUMP);
+}
+
+int
+os_fork_wiped (void *p, size_t size)
+{
+  return advise (p, size, MADV_WIPEONFORK);
+}
+
+int
+os_fork_copied (void *p, size_t size)
+{
+  int refused = advise (p, size, MADV_DOFORK);
+  return refused ? refused : advise (p, size, MADV_KEEPONFORK);
+}
+
+int
+os_fork_absent (void *p, size_t size)
+{
+  return advise (p, size, MADV_DONTFORK);
+}
+
+void
+os_random (void *p, size_t n)
+{
+  int saved = errno;
+  if (getrandom (p, n, GRND_NONBLOCK) != (ssize_t)n)
+    {
+      struct timespec now;
+      clock_gettime (CLOCK_MONOTONIC, &now);
+      uint64_t x = (uint64_t)now.tv_nsec ^ (uint64_t)(uintptr_t)&now ^ ((uint64_t)getpid () << 32);
+      for (size_t i = 0; i < n; i++)
+        {
+          x = x * 6364136223846793005u + 1442695040888963407u;
+          ((unsigned char *)p)[i] = (unsigned char)(x >> 56);
+        }
+    }
+  errno = saved;
+}
+
+size_t
+os_lock_limit (void)
+{
+  struct rlimit limit;
+  int saved = errno;
+  size_t bytes = SIZE_MAX;
+  if (getrlimit (RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    bytes = limit.rlim_cur;
+  errno = saved;
+  return bytes;
+}

@@ -1,0 +1,62 @@
+/* runtime.h - what a language runtime needs of the library, and nothing that a program should call.
+ *
+ * A runtime with allocator hooks of its own (CPython) routes by address and by the active arena
+ * itself, also where the process's malloc is not this library (it was loaded late). These symbols
+ * are exported for the extension that ships with the library; they are not a public interface.
+ */
+#ifndef MA_RUNTIME_H
+#define MA_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "malloc_arena.h"
+
+struct ma_local; /* one thread's part of one arena */
+
+#define MA_EXPORT __attribute__ ((visibility ("default")))
+
+/* The local arena that is active in this thread; NULL: none. Initial-exec, so that the test costs
+ * one load; one word, so that a late dlopen finds room for it. Written by enter and leave only. */
+extern MA_EXPORT __thread struct ma_local *ma_active __attribute__ ((tls_model ("initial-exec")));
+
+/* The reserved range that holds every arena block; both 0 before the first arena. Set once. */
+struct ma_region
+{
+  uintptr_t base;
+  size_t size;
+};
+extern MA_EXPORT struct ma_region ma_region;
+
+/* Whether P was allocated here. The ownership test: one subtract, one compare. */
+static inline int
+ma_owns (const void *p)
+{
+  return (uintptr_t)p - ma_region.base < ma_region.size;
+}
+
+/* As malloc, calloc (for one object), realloc, free, malloc_usable_size, with the arena given
+ * (allocation) or found from the block, which must be one of ours. errno as glibc's. */
+MA_EXPORT void *ma_alloc (struct ma_local *local, size_t size);
+MA_EXPORT void *ma_zalloc (struct ma_local *local, size_t size);
+MA_EXPORT void *ma_resize (void *p, size_t size);
+MA_EXPORT void ma_release (void *p);
+MA_EXPORT size_t ma_usable (const void *p);
+
+/* The calling thread's part of ARENA, made at first use; NULL with ENOMEM. */
+MA_EXPORT struct ma_local *ma_local_of (malloc_arena *arena);
+
+/* The arena that is active in the calling thread, NULL if none. */
+MA_EXPORT malloc_arena *ma_active_arena (void);
+
+/* How many enters of the calling thread are open. */
+MA_EXPORT unsigned ma_depth (void);
+
+/* Wipes N bytes at P; the compiler cannot drop it. */
+MA_EXPORT void ma_wipe (void *p, size_t n);
+
+/* The arena that every allocation of the process goes to when MALLOC_ARENA_OPTIONS says so
+ * (active=secure, active=default), else NULL. Its memory is kept in forked children. */
+MA_EXPORT malloc_arena *ma_default_arena (void);
+
+#endif

@@ -1,0 +1,58 @@
+/* wipe.h - making bytes zero so that they are zero, and seeing that they still are.
+ *
+ * Slots are multiples of 16 bytes at multiples of 16; the inline loops rely on it.
+ */
+#ifndef MA_WIPE_H
+#define MA_WIPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "runtime.h"
+
+typedef long long ma_v16 __attribute__ ((vector_size (16), may_alias));
+
+/* memset, which nobody can tell from a dead store, and a fence that the compiler has to respect. */
+static inline void
+ma_wipe_inline (void *p, size_t n)
+{
+  memset (p, 0, n);
+  __asm__ volatile ("" : : "r"(p) : "memory");
+}
+
+/* A slot: short ones inline, as a call costs more than the stores. */
+static inline void
+ma_wipe_slot (void *p, size_t n)
+{
+  if (n > 256)
+    {
+      ma_wipe_inline (p, n);
+      return;
+    }
+  ma_v16 *q = p;
+  ma_v16 *end = (ma_v16 *)((char *)p + n);
+  do
+    {
+      *q++ = (ma_v16){ 0, 0 };
+      /* Keeps the loop a loop: the compiler would make it a call of memset. */
+      __asm__ volatile ("" : "+r"(q) : : "memory");
+    }
+  while (q != end);
+}
+
+/* Whether all N bytes at P are zero; both multiples of 16. */
+static inline int
+ma_is_zero (const void *p, size_t n)
+{
+  const ma_v16 *q = p;
+  const ma_v16 *end = (const ma_v16 *)((const char *)p + n);
+  ma_v16 seen = { 0, 0 };
+  for (; end - q >= 4; q += 4)
+    seen |= (q[0] | q[1]) | (q[2] | q[3]);
+  for (; q != end; q++)
+    seen |= *q;
+  return (seen[0] | seen[1]) == 0;
+}
+
+#endif
