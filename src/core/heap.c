@@ -1,0 +1,145 @@
+#include "heap.h"
+
+#include <errno.h>
+
+#include "fatal.h"
+#include "options.h"
+
+int
+ma_heap_charge (malloc_arena *arena, size_t bytes)
+{
+  size_t now = atomic_fetch_add_explicit (&arena->mapped, bytes, memory_order_relaxed) + bytes;
+  if (likely (arena->limit == 0 || now <= arena->limit))
+    return 0;
+  ma_heap_refund (arena, bytes);
+  return ENOMEM;
+}
+
+void
+ma_heap_refund (malloc_arena *arena, size_t bytes)
+{
+  atomic_fetch_sub_explicit (&arena->mapped, bytes, memory_order_relaxed);
+}
+
+void
+ma_heap_refused (malloc_arena *arena, unsigned property, int error)
+{
+  atomic_store_explicit (&arena->refused[__builtin_ctz (property)], error, memory_order_relaxed);
+}
+
+/* What a child finds, said again only where it differs from what the kernel holds of the unit. */
+static void
+set_fork (malloc_arena *arena, void *p, size_t size, uint8_t *state)
+{
+  unsigned now = *state & (MA_UNIT_FORK_WIPE | MA_UNIT_FORK_ABSENT);
+  unsigned want = arena->fork_policy == MALLOC_ARENA_FORK_WIPE     ? MA_UNIT_FORK_WIPE
+                  : arena->fork_policy == MALLOC_ARENA_FORK_REFUSE ? MA_UNIT_FORK_ABSENT
+                                                                   : 0;
+  if (now == want)
+    return;
+  int refused = now != 0 ? os_fork_copied (p, size) : 0;
+  if (refused == 0 && want == MA_UNIT_FORK_WIPE)
+    refused = os_fork_wiped (p, size);
+  else if (refused == 0 && want == MA_UNIT_FORK_ABSENT)
+    refused = os_fork_absent (p, size);
+  if (refused)
+    {
+      ma_heap_refused (arena, MALLOC_ARENA_FORK_WIPED, refused);
+      return;
+    }
+  *state = (uint8_t)((*state & ~(MA_UNIT_FORK_WIPE | MA_UNIT_FORK_ABSENT)) | want);
+}
+
+static void
+set_dump (malloc_arena *arena, void *p, size_t size, uint8_t *state)
+{
+  unsigned want = arena->is_secure ? 0 : MA_UNIT_DUMPED;
+  if (arena->is_secure && ma_sealed.dump_refused)
+    ma_heap_refused (arena, MALLOC_ARENA_UNDUMPED, ma_sealed.dump_refused);
+  if ((*state & MA_UNIT_DUMPED) == want)
+    return;
+  int refused = want ? os_include_in_dump (p, size) : os_exclude_from_dump (p, size);
+  if (refused)
+    ma_heap_refused (arena, MALLOC_ARENA_UNDUMPED, refused);
+  else
+    *state ^= MA_UNIT_DUMPED;
+}
+
+int
+ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
+{
+  if (!(*state & MA_UNIT_OPEN))
+    {
+      int refused = os_open (p, size);
+      if (refused)
+        return refused;
+      *state |= MA_UNIT_OPEN;
+    }
+  set_dump (arena, p, size, state);
+  set_fork (arena, p, size, state);
+  return 0;
+}
+
+static void
+warn_unlocked (malloc_arena *arena, int error)
+{
+  static _Atomic int said;
+  if (atomic_exchange (&said, 1))
+    return;
+  char limit[24];
+  size_t bytes = os_lock_limit ();
+  ma_warn ("lock refused: arena \"", arena->name, "\" goes on with memory that can be swapped (",
+           error == EPERM    ? "EPERM"
+           : error == ENOMEM ? "ENOMEM"
+           : error == EAGAIN ? "EAGAIN"
+           : error == ENOSYS ? "ENOSYS"
+                             : "refused",
+           "; the memlock limit is ", bytes == SIZE_MAX ? "unlimited" : ma_decimal (limit, bytes),
+           bytes == SIZE_MAX ? "" : " bytes", "): raise it with ulimit -l, LimitMEMLOCK= or",
+           " docker --ulimit memlock, or set lock=require to fail instead", NULL);
+}
+
+int
+ma_heap_lock (malloc_arena *arena, void *p, size_t size, int *locked)
+{
+  *locked = 0;
+  if (!arena->is_secure || arena->lock_policy == MALLOC_ARENA_LOCK_OFF)
+    return 0;
+  int refused = os_lock (p, size);
+  if (refused == 0)
+    {
+      *locked = 1;
+      atomic_fetch_add_explicit (&arena->locked, size, memory_order_relaxed);
+      return 0;
+    }
+  return refused;
+}
+
+int
+ma_heap_unlockable (malloc_arena *arena, int refused)
+{
+  ma_heap_refused (arena, MALLOC_ARENA_LOCKED, refused);
+  if (arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE)
+    return EPERM;
+  warn_unlocked (arena, refused);
+  return 0;
+}
+
+int
+ma_heap_lock_again (malloc_arena *arena, void *p, size_t size)
+{
+  int locked;
+  int refused = ma_heap_lock (arena, p, size, &locked);
+  if (refused)
+    {
+      ma_heap_refused (arena, MALLOC_ARENA_LOCKED, refused);
+      warn_unlocked (arena, refused);
+    }
+  return locked;
+}
+
+void
+ma_heap_unlocked (malloc_arena *arena, size_t size)
+{
+  atomic_fetch_sub_explicit (&arena->locked, size, memory_order_relaxed);
+}

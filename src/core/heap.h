@@ -1,0 +1,110 @@
+/* heap.h - what an arena is made of: its properties and accounts, and each thread's part of it.
+ *
+ * Owns: struct malloc_arena, struct ma_local, and the step from address space to memory that has the
+ * arena's properties (ma_heap_open and its relatives), where the kernel's refusals are met.
+ * Locks: arena->lock guards the arena's lists; local->lock guards a local arena's lists against
+ * everyone but its owner's fast paths, which take no lock. Order: table, local, arena, region.
+ * Invariant: a local arena has one owner at a time; only the owner touches current, the free bits and
+ * the counters, or, while the owner is MA_NOBODY, whoever holds local->lock.
+ */
+#ifndef MA_HEAP_H
+#define MA_HEAP_H
+
+#include "region.h"
+#include "sizeclass.h"
+
+enum
+{
+  MA_ARENAS = 256,
+  MA_BINS = 57, /* of warm large blocks, by pages */
+  MA_NAME = 32
+};
+
+#define MA_MAGIC 0x616e6572614d614d /* of a live arena */
+
+struct malloc_arena
+{
+  uint64_t magic;
+  unsigned index; /* in the table of arenas and in each thread's locals */
+  unsigned kind;
+  unsigned lock_policy;
+  unsigned fork_policy;
+  int is_secure; /* wiped, locked, undumped, verified */
+  int is_isolated;
+  int is_verified;
+  int is_own; /* made by malloc_arena_new */
+  size_t limit;
+  size_t threshold; /* requests from this size up are large */
+  size_t heap_units;
+  char name[MA_NAME];
+  /* Memory from the kernel, in bytes, and what it refused, by property. */
+  _Atomic size_t mapped;
+  _Atomic size_t locked;
+  _Atomic int refused[MALLOC_ARENA_PROPERTIES];
+  _Atomic size_t large_blocks;
+  _Atomic size_t large_bytes;
+  _Atomic size_t large_peak;
+  pthread_mutex_t lock;
+  struct ma_local *locals; /* all, for fork and stats */
+  struct ma_unit *larges;  /* all large ranges, live or warm */
+};
+
+struct ma_local
+{
+  _Atomic (struct ma_thread *) owner;
+  malloc_arena *arena;
+  size_t threshold;
+  int is_wiped;
+  int is_verified;
+  size_t live_bytes;
+  size_t live_blocks;
+  size_t peak_bytes;
+  size_t empty_pages; /* present pages without a live slot */
+  size_t empty_most;
+  struct ma_unit *current[MA_CLASSES]; /* ma_no_slab where there is none */
+  struct ma_unit *partial[MA_CLASSES]; /* others with room */
+  /* Units: in use they are found through the heaps; idle ones are listed. */
+  struct ma_unit *idle;
+  struct ma_unit *heaps;
+  struct ma_unit *fresh; /* next never used one of the first heap */
+  uint32_t fresh_left;
+  struct ma_unit *warm[MA_BINS]; /* wiped large blocks, ready */
+  size_t warm_bytes;
+  struct ma_local *next; /* of the arena */
+  pthread_mutex_t lock;
+  /* A line of its own: other threads write it. */
+  _Atomic (struct ma_unit *) queue __attribute__ ((aligned (128))); /* slabs with remote frees */
+};
+
+/* The owner of a local arena whose thread has ended. */
+extern struct ma_thread ma_nobody;
+#define MA_NOBODY (&ma_nobody)
+
+/* The calling thread, for ownership; NULL before its first arena and after its end. */
+extern __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
+
+/* BYTES more of the arena's limit; 0 or ENOMEM. */
+int ma_heap_charge (malloc_arena *arena, size_t bytes);
+void ma_heap_refund (malloc_arena *arena, size_t bytes);
+
+/* Makes a unit's SIZE bytes at P accessible with the arena's dump and fork properties. STATE is the
+ * unit's memory of what the kernel was told. 0 or an errno. */
+int ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state);
+/* Locks memory that is opened, where the arena wants it. *LOCKED tells whether it is; 0, or the errno
+ * of the kernel's refusal. The caller may give something back and try again before it accepts that
+ * with ma_heap_unlockable: 0, go on unlocked (noted, and said once), or EPERM under `require`. */
+int ma_heap_lock (malloc_arena *arena, void *p, size_t size, int *locked);
+int ma_heap_unlockable (malloc_arena *arena, int refused);
+/* In a forked child, where nobody can be told: refused is said and noted whatever the policy.
+ * Whether it is locked. */
+int ma_heap_lock_again (malloc_arena *arena, void *p, size_t size);
+void ma_heap_unlocked (malloc_arena *arena, size_t size); /* accounts only */
+
+/* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether
+ * that was anything. By its owner, lock held. */
+int ma_local_reclaim (struct ma_local *local);
+
+/* Notes that the kernel refused a property. */
+void ma_heap_refused (malloc_arena *arena, unsigned property, int error);
+
+#endif

@@ -1,0 +1,227 @@
+#include "region.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fatal.h"
+#include "options.h"
+
+/* A page of its own: what is sealed must not share one with what is written. */
+union sealed_page
+{
+  struct ma_sealed sealed;
+  char page[MA_PAGE_MOST];
+};
+static union sealed_page page __attribute__ ((aligned (MA_PAGE_MOST), used));
+extern struct ma_sealed ma_sealed __attribute__ ((alias ("page")));
+extern MA_EXPORT struct ma_region ma_region __attribute__ ((alias ("page")));
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* One bit per unit: taken. */
+static uint64_t *taken;
+static size_t units;
+static size_t low;  /* first word of slabs to look at */
+static size_t high; /* first unit of large blocks to look at */
+
+static char *pool;
+static size_t pool_left;
+
+enum
+{
+  /* Not a multiple of the sets of a first-level cache: the first slots of all slabs would share a
+   * few of them. */
+  SIZES_STRIDE = 2 * MA_SLOTS + 192
+};
+static char *sizes;
+
+void
+ma_region_lock (void)
+{
+  pthread_mutex_lock (&lock);
+}
+
+void
+ma_region_unlock (void)
+{
+  pthread_mutex_unlock (&lock);
+}
+
+static uint64_t
+new_canary (void)
+{
+  uint64_t canary;
+  os_random (&canary, sizeof canary);
+  return canary | 0x0101010101010101u;
+}
+
+static int
+reserve (size_t size)
+{
+  void *base;
+  int refused = os_reserve (size, MA_UNIT, &base);
+  if (refused)
+    return refused;
+  size_t n = size >> MA_UNIT_SHIFT;
+  void *table = NULL;
+  void *size_table = NULL;
+  void *bits = NULL;
+  void *more = NULL;
+  void *unforked = NULL;
+  /* One thread's metadata is about 20 KiB. */
+  size_t pool_size = size >> 6;
+  if ((refused = os_map (os_round_up (n * sizeof (struct ma_unit), MA_PAGE), &table))
+      || (refused = os_map (os_round_up (n * SIZES_STRIDE, MA_PAGE), &size_table))
+      || (refused = os_map (os_round_up ((n + 63) / 64 * 8, MA_PAGE), &bits))
+      || (refused = os_map (os_round_up (pool_size, MA_PAGE), &more))
+      || (refused = os_map (MA_PAGE, &unforked)))
+    {
+      /* The metadata is in proportion: a smaller region follows. What was mapped of this one is a
+       * few reserved pages in a process that is short of address space; it goes too. */
+      os_unreserve (base, size);
+      if (table)
+        os_unreserve (table, os_round_up (n * sizeof (struct ma_unit), MA_PAGE));
+      if (size_table)
+        os_unreserve (size_table, os_round_up (n * SIZES_STRIDE, MA_PAGE));
+      if (bits)
+        os_unreserve (bits, os_round_up ((n + 63) / 64 * 8, MA_PAGE));
+      if (more)
+        os_unreserve (more, os_round_up (pool_size, MA_PAGE));
+      return refused;
+    }
+  taken = bits;
+  units = n;
+  /* The first and the last unit are never given out: they guard the rest. */
+  taken[0] |= 1;
+  taken[(n - 1) / 64] |= (uint64_t)1 << ((n - 1) % 64);
+  high = n / 2;
+  sizes = size_table;
+  pool = more;
+  pool_left = pool_size;
+  if (os_fork_wiped (unforked, MA_PAGE) == 0)
+    *(uint8_t *)unforked = 1;
+  page.sealed.units = table;
+  page.sealed.dump_refused = os_exclude_from_dump (base, size);
+  page.sealed.canary = new_canary ();
+  page.sealed.unforked = unforked;
+  page.sealed.region.base = (uintptr_t)base;
+  /* Last, as the size is what makes an address ours. */
+  __atomic_store_n (&page.sealed.region.size, size, __ATOMIC_RELEASE);
+  os_seal (&page, sizeof page, 1);
+  return 0;
+}
+
+int
+ma_region_init (void)
+{
+  if (likely (__atomic_load_n (&ma_sealed.region.size, __ATOMIC_ACQUIRE) != 0))
+    return 0;
+  os_init ();
+  size_t asked = ma_options ()->region_size;
+  int refused = 0;
+  pthread_mutex_lock (&lock);
+  if (ma_sealed.region.size == 0)
+    {
+      /* Under a limit of address space (RLIMIT_AS, strict overcommit) a smaller region does, down
+       * to what a small program needs. */
+      size_t size = asked & ~(MA_UNIT - 1);
+      while ((refused = reserve (size)) == ENOMEM && size > ((size_t)64 << 20))
+        size /= 4;
+      if (refused == 0 && ma_options ()->verbose == MA_VERBOSE)
+        {
+          char bytes[24];
+          ma_warn ("reserved: ", ma_decimal (bytes, size), " bytes of address space", NULL);
+        }
+    }
+  pthread_mutex_unlock (&lock);
+  return refused;
+}
+
+size_t
+ma_region_units (void)
+{
+  return units;
+}
+
+static int
+is_taken (size_t i)
+{
+  return taken[i / 64] >> (i % 64) & 1;
+}
+
+/* The first run of N free units at or after FROM, or UNITS. */
+static size_t
+find (size_t from, size_t n)
+{
+  size_t run = 0;
+  for (size_t i = from; i < units; i++)
+    {
+      if (run == 0 && i % 64 == 0)
+        while (i + 64 <= units && taken[i / 64] == UINT64_MAX)
+          i += 64;
+      if (i >= units)
+        break;
+      run = is_taken (i) ? 0 : run + 1;
+      if (run == n)
+        return i + 1 - n;
+    }
+  return units;
+}
+
+struct ma_unit *
+ma_region_take (size_t n, int large)
+{
+  struct ma_unit *first = NULL;
+  pthread_mutex_lock (&lock);
+  size_t *rover = large ? &high : &low;
+  size_t i = find (*rover, n);
+  if (i == units)
+    i = find (0, n);
+  if (i != units)
+    {
+      *rover = i + n;
+      for (size_t j = i; j < i + n; j++)
+        taken[j / 64] |= (uint64_t)1 << (j % 64);
+      first = &ma_sealed.units[i];
+      for (size_t j = i; j < i + n; j++)
+        {
+          ma_sealed.units[j].base = (char *)ma_sealed.region.base + (j << MA_UNIT_SHIFT);
+          ma_sealed.units[j].sizes = (uint16_t *)(sizes + j * SIZES_STRIDE);
+        }
+    }
+  pthread_mutex_unlock (&lock);
+  return first;
+}
+
+void
+ma_region_give (struct ma_unit *first, size_t n)
+{
+  size_t i = ma_unit_index (first);
+  pthread_mutex_lock (&lock);
+  for (size_t j = i; j < i + n; j++)
+    {
+      ma_sealed.units[j].kind = MA_UNIT_FREE;
+      taken[j / 64] &= ~((uint64_t)1 << (j % 64));
+    }
+  /* Low addresses first, so that page tables and mappings stay few. */
+  size_t *rover = i >= units / 2 ? &high : &low;
+  if (i < *rover)
+    *rover = i;
+  pthread_mutex_unlock (&lock);
+}
+
+void *
+ma_pool (size_t size)
+{
+  void *p = NULL;
+  size = os_round_up (size, 128); /* two cache lines: what threads write must not share any */
+  pthread_mutex_lock (&lock);
+  if (size <= pool_left)
+    {
+      p = pool;
+      pool += size;
+      pool_left -= size;
+    }
+  pthread_mutex_unlock (&lock);
+  return p;
+}

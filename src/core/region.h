@@ -1,0 +1,147 @@
+/* region.h - the reserved range, its units, and the way from an address to what is known of it.
+ *
+ * Owns: one reserved range of address space (64 GiB where there is room) that holds every arena
+ * block, cut into units of 16 pages; one struct ma_unit per unit, out of line; a pool for the other
+ * metadata. A unit is one slab of a dense heap, or begins or continues a large block.
+ * Lock: a mutex inside, for taking and giving back runs of units and pool memory.
+ * Invariant: ma_owns (p) => ma_unit_of (p) is p's unit; the first and the last unit are never taken,
+ * so that they guard the rest.
+ */
+#ifndef MA_REGION_H
+#define MA_REGION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "os.h"
+#include "runtime.h"
+
+#define MA_HOT __attribute__ ((hot))
+#define likely(x) __builtin_expect (!!(x), 1)
+#define unlikely(x) __builtin_expect (!!(x), 0)
+
+enum
+{
+  MA_UNIT_PAGES = 16,
+  MA_SLAB_PAGES = 15, /* the sixteenth is the guard */
+  MA_SLOT_LEAST = 32,
+  MA_SLOT_MOST = 2048,
+  MA_SLOTS = 2048, /* most slots of a slab; larger pages leave a rest unused */
+  MA_WORDS = MA_SLOTS / 64
+};
+#define MA_UNIT_SHIFT (MA_PAGE_SHIFT + 4)
+#define MA_UNIT ((size_t)1 << MA_UNIT_SHIFT)
+#define MA_NO_UNIT UINT32_MAX
+
+enum ma_unit_kind
+{
+  MA_UNIT_FREE,  /* nobody's */
+  MA_UNIT_IDLE,  /* a local arena's, not in use */
+  MA_UNIT_DENSE, /* a slab */
+  MA_UNIT_LARGE, /* first of a large block */
+  MA_UNIT_TAIL   /* further one of a large block */
+};
+
+/* What the kernel was told of a unit and holds until the opposite is said. */
+enum
+{
+  MA_UNIT_OPEN = 1,      /* accessible */
+  MA_UNIT_GUARDED = 2,   /* its last page is a guard */
+  MA_UNIT_DUMPED = 4,    /* included in dumps */
+  MA_UNIT_FORK_WIPE = 8, /* wiped, or absent, in children */
+  MA_UNIT_FORK_ABSENT = 16
+};
+
+enum ma_large_state
+{
+  MA_LARGE_LIVE = 1,
+  MA_LARGE_FREED
+};
+
+/* All that is known of 16 pages. The first cache line is what a free reads; a page count and a bit
+ * word are what it writes. Sized so that neighbours do not fall into the same cache sets. */
+struct ma_unit
+{
+  char *base;
+  struct ma_local *local; /* of its arena; the owner of a slab */
+  uint16_t *sizes;        /* requested size by slot */
+  uint32_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
+  uint16_t slot;          /* bytes */
+  uint16_t avail;         /* slots on pages that are open */
+  uint8_t kind;
+  uint8_t class;
+  uint8_t hint;   /* word of FREE to look at first */
+  uint8_t listed; /* in its class's list, or current: not full */
+  uint8_t state;  /* MA_UNIT_OPEN, ... */
+  uint8_t opened; /* pages, from the first */
+  uint16_t resident; /* bit by page: present in memory */
+  uint16_t locked;   /* bit by page */
+  _Atomic uint8_t queued;    /* in its local arena's queue of remote frees */
+  _Atomic uint8_t large;     /* enum ma_large_state */
+  uint16_t page_live[MA_UNIT_PAGES]; /* live slots that touch the page */
+  struct ma_unit *next;              /* class list, warm list */
+  struct ma_unit *previous;
+  struct ma_unit *queue_next;
+  struct ma_unit *heap_next; /* first units of a local arena's heaps; large blocks of an arena */
+  struct ma_unit *heap_previous;
+  uint32_t heap_units;
+  union
+  {
+    uint64_t free[MA_WORDS]; /* bit by slot: may be given out. The owner's. */
+    struct
+    {
+      char *block;    /* what malloc returned */
+      size_t size;    /* as requested */
+      size_t pages;   /* that end at the trailing guard */
+      uint32_t units; /* of the run */
+      uint32_t back;  /* of a tail: units back to the first */
+      unsigned bin;
+      int is_locked;
+    };
+  };
+  _Atomic uint64_t remote[MA_WORDS]; /* bit by slot: freed by another thread, wiped, not yet in FREE */
+};
+
+/* Written once, under the lock, then read-only memory. ma_region is its first member. */
+struct ma_sealed
+{
+  struct ma_region region;
+  struct ma_unit *units;
+  uint64_t canary; /* fills the bytes after a block; no byte of it is zero */
+  int dump_refused; /* errno where the region could not be excluded from dumps */
+  /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
+  const volatile uint8_t *unforked;
+};
+extern struct ma_sealed ma_sealed;
+
+static inline struct ma_unit *
+ma_unit_of (const void *p)
+{
+  return &ma_sealed.units[((uintptr_t)p - ma_sealed.region.base) >> MA_UNIT_SHIFT];
+}
+
+static inline uint32_t
+ma_unit_index (const struct ma_unit *unit)
+{
+  return (uint32_t)(unit - ma_sealed.units);
+}
+
+/* Reserves the region; 0 or an errno. Idempotent. */
+int ma_region_init (void);
+
+/* N units in a row, state FREE, or NULL. Slabs are taken from the bottom, large blocks from the
+ * middle up, so that mappings of one kind stay together. */
+struct ma_unit *ma_region_take (size_t n, int large);
+void ma_region_give (struct ma_unit *first, size_t n);
+size_t ma_region_units (void);
+
+/* Zeroed metadata that is never given back to the kernel; NULL when the pool is used up. */
+void *ma_pool (size_t size);
+
+/* For fork: nobody is inside while it is held. */
+void ma_region_lock (void);
+void ma_region_unlock (void);
+
+#endif
