@@ -1,0 +1,779 @@
+#include "dense.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fatal.h"
+#include "large.h"
+#include "wipe.h"
+
+struct ma_unit ma_no_slab;
+
+enum
+{
+  EMPTY_PAGES = 64 /* stay warm in a local arena; more, an eighth, where many are in use */
+};
+
+/* ---- the canary: every byte between the block and the end of its slot ---- */
+
+typedef uint64_t word __attribute__ ((aligned (1), may_alias));
+
+/* The bytes depend on the address modulo 8 only, so that unaligned and aligned words overlap to one
+ * picture. */
+static inline uint64_t
+canary_at (uintptr_t at)
+{
+  unsigned bits = (unsigned)(at & 7) * 8;
+  uint64_t c = ma_sealed.canary;
+  return bits ? c >> bits | c << (64 - bits) : c;
+}
+
+static inline void
+canary_set (char *p, size_t size, size_t slot)
+{
+  char *at = p + size;
+  *(word *)at = canary_at ((uintptr_t)at);
+  at = (char *)(((uintptr_t)at + 8) & ~(uintptr_t)7);
+  for (; at < p + slot; at += 8)
+    *(word *)at = ma_sealed.canary;
+}
+
+static inline int
+canary_intact (const char *p, size_t size, size_t slot)
+{
+  const char *at = p + size;
+  uint64_t damage = *(const word *)at ^ canary_at ((uintptr_t)at);
+  at = (const char *)(((uintptr_t)at + 8) & ~(uintptr_t)7);
+  for (; at < p + slot; at += 8)
+    damage |= *(const word *)at ^ ma_sealed.canary;
+  return damage == 0;
+}
+
+/* ---- the slot of an address ---- */
+
+static inline unsigned
+slot_of (const struct ma_unit *unit, const void *p)
+{
+  uint64_t offset = (uint64_t)((const char *)p - unit->base);
+  return (unsigned)(offset * unit->inverse >> 32);
+}
+
+static inline uint64_t
+bit_of (unsigned slot)
+{
+  return (uint64_t)1 << (slot & 63);
+}
+
+static _Noreturn __attribute__ ((cold, noinline)) void
+crime (const struct ma_unit *unit, const void *p, unsigned slot)
+{
+  const char *name = unit->local->arena->name;
+  if (slot >= unit->avail)
+    ma_fatal_block ("invalid free", p, name);
+  uint64_t freed = unit->free[slot / 64]
+                   | atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed);
+  if ((const char *)p != unit->base + (size_t)slot * unit->slot)
+    ma_fatal_block (freed & bit_of (slot) ? "invalid free" : "interior pointer", p, name);
+  if (freed & bit_of (slot))
+    ma_fatal_block ("double free", p, name);
+  ma_fatal_block ("canary overwritten", p, name);
+}
+
+/* In a child that MADV_WIPEONFORK gave zeros the canaries are zero too, and nobody did wrong. */
+static __attribute__ ((cold, noinline)) int
+wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
+{
+  if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked)
+    return 0;
+  for (const char *at = p + size; at < p + unit->slot; at++)
+    if (*at != 0)
+      return 0;
+  return 1;
+}
+
+/* The whole chain from an address to a live block, asserted; its size. */
+static inline size_t
+checked (const struct ma_unit *unit, const char *p, unsigned slot)
+{
+  if (unlikely (slot >= unit->avail || p != unit->base + (size_t)slot * unit->slot
+                || (__atomic_load_n (&unit->free[slot / 64], __ATOMIC_RELAXED) & bit_of (slot))))
+    crime (unit, p, slot);
+  size_t size = unit->sizes[slot];
+  if (unlikely (size > unit->slot - (size_t)MA_CANARY))
+    ma_fatal_block ("metadata corrupt", p, unit->local->arena->name);
+  if (unlikely (!canary_intact (p, size, unit->slot)) && !wiped_by_fork (unit, p, size))
+    crime (unit, p, slot);
+  return size;
+}
+
+size_t
+ma_dense_check (struct ma_unit *unit, const void *p)
+{
+  return checked (unit, p, slot_of (unit, p));
+}
+
+/* ---- pages ---- */
+
+static inline uint16_t
+page_bits (unsigned from, unsigned to)
+{
+  return (uint16_t)(((1u << to) - 1) & ~((1u << from) - 1));
+}
+
+static inline size_t
+page_count (uint16_t bits)
+{
+  return (size_t)__builtin_popcount (bits);
+}
+
+/* Written, not read: a read would map the shared zero page and fault twice. */
+static __attribute__ ((noinline)) void
+page_in (struct ma_unit *unit, unsigned page)
+{
+  *(volatile char *)(unit->base + ((size_t)page << MA_PAGE_SHIFT)) = 0;
+  unit->resident |= (uint16_t)(1u << page);
+}
+
+static inline void
+page_used (struct ma_local *local, struct ma_unit *unit, unsigned page)
+{
+  if (unit->page_live[page]++ == 0)
+    {
+      if (unlikely (!(unit->resident >> page & 1)))
+        page_in (unit, page);
+      else
+        local->empty_pages--;
+    }
+}
+
+static inline void
+page_unused (struct ma_local *local, struct ma_unit *unit, unsigned page)
+{
+  if (--unit->page_live[page] == 0)
+    local->empty_pages++;
+}
+
+static void trim_but (struct ma_local *local, const struct ma_unit *kept);
+
+/* Opens the next pages of the slab: twice as many as there are, so that small users hold little and
+ * large ones ask seldom. 0 or an errno. */
+static int
+extend (struct ma_local *local, struct ma_unit *unit)
+{
+  malloc_arena *arena = local->arena;
+  unsigned from = unit->opened;
+  unsigned to = from == 0 ? 1 : 2 * from;
+  if (to > MA_SLAB_PAGES)
+    to = MA_SLAB_PAGES;
+  char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+  size_t size = (size_t)(to - from) << MA_PAGE_SHIFT;
+  if (ma_heap_charge (arena, size))
+    return ENOMEM;
+  int locked;
+  int refused = ma_heap_lock (arena, p, size, &locked);
+  /* The limit may be spent on what nobody uses. */
+  if (refused)
+    {
+      ma_large_flush (local);
+      trim_but (local, unit);
+      refused = ma_heap_lock (arena, p, size, &locked);
+    }
+  if (refused && (refused = ma_heap_unlockable (arena, refused)))
+    {
+      ma_heap_refund (arena, size);
+      return refused;
+    }
+  /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
+   * is never present and counts for nothing else. */
+  if (locked && to == MA_SLAB_PAGES)
+    os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
+  os_populate (p, size);
+  uint16_t bits = page_bits (from, to);
+  unit->resident |= bits;
+  unit->locked |= locked ? bits : 0;
+  unit->opened = (uint8_t)to;
+  local->empty_pages += to - from;
+  unsigned avail = (unsigned)(((size_t)to << MA_PAGE_SHIFT) / unit->slot);
+  if (avail > MA_SLOTS)
+    avail = MA_SLOTS;
+  for (unsigned slot = unit->avail; slot < avail; slot++)
+    unit->free[slot / 64] |= bit_of (slot);
+  unit->hint = (uint8_t)(unit->avail / 64);
+  unit->avail = (uint16_t)avail;
+  return 0;
+}
+
+/* Present pages without a live slot go back, in runs. */
+static void
+discard_empty (struct ma_local *local, struct ma_unit *unit)
+{
+  for (unsigned page = 0; page < unit->opened;)
+    {
+      unsigned from = page;
+      while (page < unit->opened && (unit->resident >> page & 1) && unit->page_live[page] == 0)
+        page++;
+      if (page == from)
+        {
+          page++;
+          continue;
+        }
+      char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+      if (os_discard (p, (size_t)(page - from) << MA_PAGE_SHIFT, unit->locked != 0) == 0)
+        {
+          unit->resident &= (uint16_t)~page_bits (from, page);
+          local->empty_pages -= page - from;
+        }
+    }
+}
+
+/* ---- slabs ---- */
+
+static void
+list (struct ma_local *local, struct ma_unit *unit)
+{
+  struct ma_unit **head = &local->partial[unit->class];
+  unit->listed = 1;
+  unit->previous = NULL;
+  unit->next = *head;
+  if (*head)
+    (*head)->previous = unit;
+  *head = unit;
+}
+
+static void
+unlist (struct ma_local *local, struct ma_unit *unit)
+{
+  if (unit->previous)
+    unit->previous->next = unit->next;
+  else
+    local->partial[unit->class] = unit->next;
+  if (unit->next)
+    unit->next->previous = unit->previous;
+}
+
+static struct ma_unit *
+take_unit (struct ma_local *local)
+{
+  struct ma_unit *unit = local->idle;
+  if (unit)
+    {
+      local->idle = unit->next;
+      return unit;
+    }
+  if (local->fresh_left == 0)
+    {
+      size_t n = local->arena->heap_units;
+      struct ma_unit *first = ma_region_take (n, 0);
+      if (first == NULL && n > 1)
+        first = ma_region_take (n = 1, 0);
+      if (first == NULL)
+        return NULL;
+      first->heap_units = (uint32_t)n;
+      first->heap_next = local->heaps;
+      local->heaps = first;
+      local->fresh = first;
+      local->fresh_left = (uint32_t)n;
+      for (size_t i = 0; i < n; i++)
+        {
+          first[i].kind = MA_UNIT_IDLE;
+          first[i].local = local;
+        }
+    }
+  local->fresh_left--;
+  return local->fresh++;
+}
+
+static void
+put_idle (struct ma_local *local, struct ma_unit *unit)
+{
+  unit->kind = MA_UNIT_IDLE;
+  unit->next = local->idle;
+  local->idle = unit;
+}
+
+/* An empty slab gives its memory back and becomes idle. Where the kernel cannot split a mapping any
+ * more it stays open, without pages, and the unit's state remembers it. */
+static void
+close_slab (struct ma_local *local, struct ma_unit *unit)
+{
+  malloc_arena *arena = local->arena;
+  local->empty_pages -= page_count (unit->resident);
+  if (os_release (unit->base, MA_UNIT) == 0)
+    unit->state = 0;
+  else
+    os_discard (unit->base, (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
+  ma_heap_unlocked (arena, page_count (unit->locked) << MA_PAGE_SHIFT);
+  ma_heap_refund (arena, (size_t)unit->opened << MA_PAGE_SHIFT);
+  memset (unit->free, 0, sizeof unit->free);
+  unit->locked = 0;
+  unit->resident = 0;
+  unit->opened = 0;
+  unit->avail = 0;
+  put_idle (local, unit);
+}
+
+/* A slab of the class with its first page open, or NULL and the errno. */
+static struct ma_unit *
+open_slab (struct ma_local *local, unsigned class, int *refused)
+{
+  struct ma_unit *unit = take_unit (local);
+  *refused = ENOMEM;
+  if (unit == NULL)
+    return NULL;
+  malloc_arena *arena = local->arena;
+  *refused = ma_heap_open (arena, unit->base, MA_UNIT, &unit->state);
+  if (*refused)
+    {
+      put_idle (local, unit);
+      return NULL;
+    }
+  if (!(unit->state & MA_UNIT_GUARDED))
+    {
+      int unguarded
+          = os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+      if (unguarded)
+        ma_heap_refused (arena, MALLOC_ARENA_GUARDED, unguarded);
+      else
+        unit->state |= MA_UNIT_GUARDED;
+    }
+  unit->class = (uint8_t)class;
+  unit->slot = ma_class_slot[class];
+  unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
+  unit->opened = 0;
+  unit->avail = 0;
+  unit->resident = 0;
+  unit->locked = 0;
+  memset (unit->page_live, 0, sizeof unit->page_live);
+  memset (unit->free, 0, sizeof unit->free);
+  unit->kind = MA_UNIT_DENSE;
+  *refused = extend (local, unit);
+  if (*refused)
+    {
+      close_slab (local, unit);
+      return NULL;
+    }
+  return unit;
+}
+
+struct ma_unit *
+ma_dense_next (struct ma_local *local, struct ma_unit *unit)
+{
+  /* The heap that UNIT is in; heaps are few, and walks are not for the fast paths. */
+  struct ma_unit *heap = local->heaps;
+  if (unit != NULL)
+    {
+      while (!(unit >= heap && unit < heap + heap->heap_units))
+        heap = heap->heap_next;
+      unit++;
+    }
+  else
+    unit = heap;
+  while (heap != NULL)
+    {
+      for (; unit < heap + heap->heap_units; unit++)
+        if (unit->kind == MA_UNIT_DENSE)
+          return unit;
+      heap = heap->heap_next;
+      unit = heap;
+    }
+  return NULL;
+}
+
+static int
+is_empty (const struct ma_unit *unit)
+{
+  unsigned live = 0;
+  for (unsigned page = 0; page < unit->opened; page++)
+    live |= unit->page_live[page];
+  return live == 0;
+}
+
+/* Gives back empty pages and slabs, but of the slab KEPT, and of current ones unless ALL. */
+static void
+give_empty (struct ma_local *local, int all, const struct ma_unit *kept)
+{
+  size_t pages = 0;
+  for (struct ma_unit *heap = local->heaps; heap != NULL; heap = heap->heap_next)
+    for (struct ma_unit *unit = heap; unit < heap + heap->heap_units; unit++)
+      {
+        if (unit->kind != MA_UNIT_DENSE || unit == kept)
+          continue;
+        int is_current = local->current[unit->class] == unit;
+        if (is_empty (unit) && (all || !is_current))
+          {
+            if (is_current)
+              local->current[unit->class] = &ma_no_slab;
+            else if (unit->listed)
+              unlist (local, unit);
+            close_slab (local, unit);
+            continue;
+          }
+        if (all || !is_current)
+          discard_empty (local, unit);
+        pages += unit->opened;
+      }
+  local->empty_most = pages / 8 > EMPTY_PAGES ? pages / 8 : EMPTY_PAGES;
+}
+
+static void
+trim_but (struct ma_local *local, const struct ma_unit *kept)
+{
+  give_empty (local, 1, kept);
+}
+
+void
+ma_dense_trim (struct ma_local *local, int all)
+{
+  ma_dense_collect (local);
+  give_empty (local, all, NULL);
+}
+
+static __attribute__ ((noinline)) void
+trim (struct ma_local *local)
+{
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  ma_dense_trim (local, 0);
+  /* What current slabs keep is theirs; beyond it the next trim must not come at once. */
+  if (local->empty_pages > local->empty_most)
+    ma_dense_trim (local, 1);
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
+}
+
+/* ---- alloc ---- */
+
+static inline void
+account (struct ma_local *local, size_t size)
+{
+  local->live_blocks++;
+  local->live_bytes += size;
+  if (local->live_bytes > local->peak_bytes)
+    local->peak_bytes = local->live_bytes;
+}
+
+/* The first free slot of the word that UNIT's hint names, which has one. */
+static inline MA_HOT void *
+take_slot (struct ma_local *local, struct ma_unit *unit, size_t size)
+{
+  unsigned at = unit->hint;
+  uint64_t free = unit->free[at];
+  unsigned i = at * 64 + (unsigned)__builtin_ctzl (free);
+  size_t slot = unit->slot;
+  size_t offset = i * slot;
+  char *p = unit->base + offset;
+  __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
+  unit->sizes[i] = (uint16_t)size;
+  unsigned first = (unsigned)(offset >> MA_PAGE_SHIFT);
+  unsigned last = (unsigned)((offset + slot - 1) >> MA_PAGE_SHIFT);
+  page_used (local, unit, first);
+  if (last != first)
+    page_used (local, unit, last);
+  account (local, size);
+  if (local->is_verified && unlikely (!ma_is_zero (p, slot)))
+    ma_fatal_block ("use after wipe", p, local->arena->name);
+  canary_set (p, size, slot);
+  return p;
+}
+
+/* Puts the hint on a word with a free slot; 0 if there is none. */
+static int
+find_word (struct ma_unit *unit)
+{
+  unsigned words = (unit->avail + 63u) / 64;
+  for (unsigned at = 0; at < words; at++)
+    if (unit->free[at])
+      {
+        unit->hint = (uint8_t)at;
+        return 1;
+      }
+  return 0;
+}
+
+/* The class's next slab with room: what was freed meanwhile, the listed ones, more pages, a new
+ * slab. NULL and the errno where the kernel or a limit says no. */
+static struct ma_unit *
+next_slab (struct ma_local *local, unsigned class, int *refused)
+{
+  struct ma_unit *unit = local->current[class];
+  *refused = 0;
+  ma_dense_collect (local);
+  for (;;)
+    {
+      if (find_word (unit))
+        return unit;
+      if (unit->opened != 0 && unit->opened < MA_SLAB_PAGES)
+        {
+          *refused = extend (local, unit);
+          return *refused ? NULL : unit;
+        }
+      struct ma_unit *other = local->partial[class];
+      unit->listed = 0;
+      if (other == NULL)
+        break;
+      unlist (local, other);
+      local->current[class] = unit = other;
+    }
+  local->current[class] = &ma_no_slab;
+  unit = open_slab (local, class, refused);
+  if (unit)
+    {
+      unit->listed = 1;
+      local->current[class] = unit;
+    }
+  return unit;
+}
+
+static __attribute__ ((noinline, cold)) void *
+alloc_slow (struct ma_local *local, unsigned class, size_t size)
+{
+  int saved = errno;
+  int refused;
+  pthread_mutex_lock (&local->lock);
+  struct ma_unit *unit = next_slab (local, class, &refused);
+  if (unit == NULL && ma_local_reclaim (local))
+    unit = next_slab (local, class, &refused);
+  pthread_mutex_unlock (&local->lock);
+  if (unit == NULL)
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  errno = saved;
+  return take_slot (local, unit, size);
+}
+
+MA_HOT void *
+ma_dense_alloc (struct ma_local *local, size_t size)
+{
+  unsigned class = ma_class_of (size);
+  struct ma_unit *unit = local->current[class];
+  if (likely (unit->free[unit->hint] != 0))
+    return take_slot (local, unit, size);
+  return alloc_slow (local, class, size);
+}
+
+void *
+ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
+{
+  for (unsigned class = ma_class_of (size); class < MA_CLASSES; class ++)
+    if (ma_class_slot[class] % align == 0)
+      {
+        struct ma_unit *unit = local->current[class];
+        if (unit->free[unit->hint] != 0)
+          return take_slot (local, unit, size);
+        return alloc_slow (local, class, size);
+      }
+  return NULL;
+}
+
+/* ---- free ---- */
+
+static inline void
+give_back (struct ma_local *local, struct ma_unit *unit, unsigned slot)
+{
+  size_t offset = (size_t)slot * unit->slot;
+  unsigned first = (unsigned)(offset >> MA_PAGE_SHIFT);
+  unsigned last = (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT);
+  page_unused (local, unit, first);
+  if (last != first)
+    page_unused (local, unit, last);
+}
+
+static __attribute__ ((noinline)) void
+relist (struct ma_local *local, struct ma_unit *unit)
+{
+  pthread_mutex_lock (&local->lock);
+  list (local, unit);
+  pthread_mutex_unlock (&local->lock);
+}
+
+static __attribute__ ((noinline)) void
+free_remote (struct ma_unit *unit, unsigned slot, const void *p)
+{
+  struct ma_local *local = unit->local;
+  uint64_t before = atomic_fetch_or_explicit (&unit->remote[slot / 64], bit_of (slot),
+                                              memory_order_acq_rel);
+  if (unlikely (before & bit_of (slot)))
+    ma_fatal_block ("double free", p, local->arena->name);
+  atomic_thread_fence (memory_order_seq_cst);
+  if (!atomic_load_explicit (&unit->queued, memory_order_relaxed)
+      && !atomic_exchange_explicit (&unit->queued, 1, memory_order_acq_rel))
+    {
+      struct ma_unit *head = atomic_load_explicit (&local->queue, memory_order_relaxed);
+      do
+        unit->queue_next = head;
+      while (!atomic_compare_exchange_weak_explicit (&local->queue, &head, unit,
+                                                     memory_order_acq_rel, memory_order_relaxed));
+    }
+  /* Nobody will take it in if the owner's thread has ended: this one does. */
+  if (unlikely (atomic_load_explicit (&local->owner, memory_order_acquire) == MA_NOBODY))
+    {
+      int saved = errno;
+      pthread_mutex_lock (&local->lock);
+      if (atomic_load_explicit (&local->owner, memory_order_relaxed) == MA_NOBODY)
+        {
+          ma_dense_collect (local);
+          if (local->empty_pages > local->empty_most)
+            ma_dense_trim (local, 1);
+        }
+      pthread_mutex_unlock (&local->lock);
+      errno = saved;
+    }
+}
+
+MA_HOT void
+ma_dense_free (struct ma_unit *unit, void *p)
+{
+  unsigned slot = slot_of (unit, p);
+  size_t size = checked (unit, p, slot);
+  struct ma_local *local = unit->local;
+  if (likely (local->is_wiped))
+    ma_wipe_slot (p, unit->slot);
+  if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
+    {
+      free_remote (unit, slot, p);
+      return;
+    }
+  give_back (local, unit, slot);
+  local->live_blocks--;
+  local->live_bytes -= size;
+  unsigned at = slot / 64;
+  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
+  unit->hint = (uint8_t)at;
+  if (unlikely (!unit->listed))
+    relist (local, unit);
+  if (unlikely (local->empty_pages > local->empty_most))
+    trim (local);
+}
+
+void
+ma_dense_collect (struct ma_local *local)
+{
+  struct ma_unit *unit = atomic_exchange_explicit (&local->queue, NULL, memory_order_acq_rel);
+  while (unit != NULL)
+    {
+      struct ma_unit *next = unit->queue_next;
+      /* First, so that a free that comes while the words are read queues the slab again; the fences
+       * here and in free_remote order "my write, then the other's" on both sides. */
+      atomic_store_explicit (&unit->queued, 0, memory_order_relaxed);
+      atomic_thread_fence (memory_order_seq_cst);
+      int freed_any = 0;
+      unsigned words = unit->kind == MA_UNIT_DENSE ? (unit->avail + 63u) / 64 : 0;
+      for (unsigned at = 0; at < words; at++)
+        {
+          if (atomic_load_explicit (&unit->remote[at], memory_order_relaxed) == 0)
+            continue;
+          uint64_t freed = atomic_exchange_explicit (&unit->remote[at], 0, memory_order_acq_rel);
+          uint64_t twice = freed & unit->free[at];
+          if (unlikely (twice))
+            ma_fatal_block ("double free",
+                            unit->base
+                                + (at * 64 + (unsigned)__builtin_ctzl (twice)) * (size_t)unit->slot,
+                            local->arena->name);
+          for (uint64_t rest = freed; rest; rest &= rest - 1)
+            {
+              unsigned slot = at * 64 + (unsigned)__builtin_ctzl (rest);
+              give_back (local, unit, slot);
+              local->live_blocks--;
+              local->live_bytes -= unit->sizes[slot];
+            }
+          __atomic_store_n (&unit->free[at], unit->free[at] | freed, __ATOMIC_RELAXED);
+          freed_any = 1;
+        }
+      /* A queued slab may have been emptied by an earlier collection, and closed. */
+      if (freed_any && !unit->listed)
+        list (local, unit);
+      unit = next;
+    }
+}
+
+int
+ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
+{
+  struct ma_local *local = unit->local;
+  unsigned slot = slot_of (unit, p);
+  size_t before = checked (unit, p, slot);
+  /* A much smaller block moves, so that slots do not stay large for ever. */
+  if (size + MA_CANARY > unit->slot || size < unit->slot / 4u
+      || atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self)
+    return 0;
+  if (size < before && local->is_wiped)
+    ma_wipe_inline ((char *)p + size, before - size);
+  local->live_bytes += size - before;
+  if (local->live_bytes > local->peak_bytes)
+    local->peak_bytes = local->live_bytes;
+  unit->sizes[slot] = (uint16_t)size;
+  /* The old canary must not be read as data of the longer block. */
+  if (size > before)
+    ma_wipe_inline ((char *)p + before, size - before);
+  canary_set (p, size, unit->slot);
+  return 1;
+}
+
+/* ---- accounts, fork, the end ---- */
+
+size_t
+ma_dense_live (struct ma_local *local, size_t *bytes)
+{
+  size_t blocks = __atomic_load_n (&local->live_blocks, __ATOMIC_RELAXED);
+  *bytes = __atomic_load_n (&local->live_bytes, __ATOMIC_RELAXED);
+  for (struct ma_unit *unit = ma_dense_next (local, NULL); unit; unit = ma_dense_next (local, unit))
+    {
+      if (!atomic_load_explicit (&unit->queued, memory_order_acquire))
+        continue;
+      for (unsigned at = 0; at < (unit->avail + 63u) / 64; at++)
+        for (uint64_t rest = atomic_load_explicit (&unit->remote[at], memory_order_acquire); rest;
+             rest &= rest - 1)
+          {
+            blocks--;
+            *bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (rest)];
+          }
+    }
+  return blocks;
+}
+
+void
+ma_dense_after_fork (struct ma_local *local)
+{
+  malloc_arena *arena = local->arena;
+  local->empty_pages = 0;
+  /* A thread that is not here may have been between marking a slab as queued and queueing it. */
+  atomic_store (&local->queue, NULL);
+  for (struct ma_unit *unit = ma_dense_next (local, NULL); unit; unit = ma_dense_next (local, unit))
+    {
+      if (unit->state & MA_UNIT_FORK_WIPE)
+        os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+      if (unit->locked)
+        unit->locked
+            = ma_heap_lock_again (arena, unit->base, (size_t)unit->opened << MA_PAGE_SHIFT)
+                  ? page_bits (0, unit->opened)
+                  : 0;
+      uint64_t remote = 0;
+      for (unsigned at = 0; at < MA_WORDS; at++)
+        remote |= atomic_load (&unit->remote[at]);
+      atomic_store (&unit->queued, remote != 0);
+      if (remote)
+        {
+          unit->queue_next = atomic_load (&local->queue);
+          atomic_store (&local->queue, unit);
+        }
+      for (unsigned page = 0; page < unit->opened; page++)
+        local->empty_pages += (unit->resident >> page & 1) && unit->page_live[page] == 0;
+    }
+}
+
+void
+ma_dense_end (struct ma_local *local)
+{
+  ma_dense_trim (local, 1);
+  while (local->heaps)
+    {
+      struct ma_unit *heap = local->heaps;
+      local->heaps = heap->heap_next;
+      /* A slab that could not be closed is not used again: its mapping is not as first reserved. */
+      for (uint32_t i = 0; i < heap->heap_units; i++)
+        if (heap[i].state == 0)
+          ma_region_give (heap + i, 1);
+    }
+}
