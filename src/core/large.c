@@ -1,0 +1,410 @@
+#include "large.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fatal.h"
+#include "wipe.h"
+
+enum
+{
+  EXACT_BINS = 17, /* of 0 to 16 pages; above, eight bins per doubling */
+  BINNED_PAGES = 512,
+  LEAD = 16,                 /* most canary bytes before a block */
+  WARM_BYTES = 2 << 20,      /* a local arena keeps at most this much */
+  VERIFIED_BYTES = 64 << 10, /* of a warm block; larger ones are looked at in samples */
+  SAMPLE = 64
+};
+
+/* ---- bins ---- */
+
+static unsigned
+bin_of (size_t pages)
+{
+  if (pages < EXACT_BINS)
+    return (unsigned)pages;
+  unsigned top = 63 - (unsigned)__builtin_clzl (pages - 1);
+  return EXACT_BINS + (top - 4) * 8 + (unsigned)((pages - 1) >> (top - 3) & 7);
+}
+
+/* Pages of a range in that bin: the most that bin_of puts there. */
+static size_t
+bin_pages (unsigned bin)
+{
+  if (bin < EXACT_BINS)
+    return bin;
+  unsigned top = 4 + (bin - EXACT_BINS) / 8;
+  return ((size_t)(bin - EXACT_BINS) % 8 + 9) << (top - 3);
+}
+
+/* ---- canaries: LEAD bytes before the block, and after it up to the guard (or a page, where a large
+ * alignment leaves more) ---- */
+
+static inline unsigned char
+canary_byte (const char *at)
+{
+  return (unsigned char)(ma_sealed.canary >> ((uintptr_t)at & 7) * 8);
+}
+
+static void
+fill (char *from, const char *to)
+{
+  for (; from < to; from++)
+    *(unsigned char *)from = canary_byte (from);
+}
+
+static int
+is_filled (const char *from, const char *to)
+{
+  unsigned damage = 0;
+  for (; from < to; from++)
+    damage |= *(const unsigned char *)from ^ canary_byte (from);
+  return damage == 0;
+}
+
+static char *
+lead_of (const struct ma_unit *unit, char *block)
+{
+  char *start = ma_large_start (unit);
+  return block - start < LEAD ? start : block - LEAD;
+}
+
+static char *
+tail_end_of (const struct ma_unit *unit, char *tail)
+{
+  char *end = ma_large_end (unit);
+  return (size_t)(end - tail) < MA_PAGE ? end : tail + MA_PAGE;
+}
+
+static void
+place (struct ma_unit *unit, char *block, size_t size)
+{
+  unit->block = block;
+  unit->size = size;
+  fill (lead_of (unit, block), block);
+  fill (block + size, tail_end_of (unit, block + size));
+}
+
+static int
+is_wiped_by_fork (const struct ma_unit *unit, const char *from, const char *to)
+{
+  if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked)
+    return 0;
+  for (; from < to; from++)
+    if (*from != 0)
+      return 0;
+  return 1;
+}
+
+static int
+is_intact (const struct ma_unit *unit)
+{
+  char *lead = lead_of (unit, unit->block);
+  char *tail = unit->block + unit->size;
+  char *end = tail_end_of (unit, tail);
+  return (is_filled (lead, unit->block) && is_filled (tail, end))
+         || (is_wiped_by_fork (unit, lead, unit->block) && is_wiped_by_fork (unit, tail, end));
+}
+
+/* ---- ranges ---- */
+
+static void
+link_range (malloc_arena *arena, struct ma_unit *unit)
+{
+  pthread_mutex_lock (&arena->lock);
+  unit->heap_previous = NULL;
+  unit->heap_next = arena->larges;
+  if (arena->larges)
+    arena->larges->heap_previous = unit;
+  arena->larges = unit;
+  pthread_mutex_unlock (&arena->lock);
+}
+
+static void
+unlink_range (malloc_arena *arena, struct ma_unit *unit)
+{
+  pthread_mutex_lock (&arena->lock);
+  if (unit->heap_previous)
+    unit->heap_previous->heap_next = unit->heap_next;
+  else
+    arena->larges = unit->heap_next;
+  if (unit->heap_next)
+    unit->heap_next->heap_previous = unit->heap_previous;
+  pthread_mutex_unlock (&arena->lock);
+}
+
+/* The range back to the kernel and its units to the region. Its contents are wiped already. */
+static void
+close_range (malloc_arena *arena, struct ma_unit *unit)
+{
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  char *start = ma_large_start (unit);
+  unlink_range (arena, unit);
+  ma_heap_refund (arena, bytes);
+  if (unit->is_locked)
+    ma_heap_unlocked (arena, bytes);
+  unit->state = 0;
+  if (os_release (start, bytes) == 0)
+    {
+      ma_region_give (unit, unit->units);
+      return;
+    }
+  /* No mapping can be split any more. The pages go back; the address space is not used again, as
+   * what the kernel was told of it could not be taken back. */
+  os_discard (start, bytes, unit->is_locked);
+  os_close (start, bytes);
+}
+
+/* A new range of at least PAGES, all zero; NULL and the errno. */
+static struct ma_unit *
+open_range (struct ma_local *local, size_t pages, int *refused)
+{
+  malloc_arena *arena = local->arena;
+  size_t bytes = pages << MA_PAGE_SHIFT;
+  size_t units = (pages + 1 + MA_UNIT_PAGES - 1) / MA_UNIT_PAGES;
+  *refused = ENOMEM;
+  if (units >= ma_region_units () || ma_heap_charge (arena, bytes))
+    return NULL;
+  struct ma_unit *unit = ma_region_take (units, 1);
+  if (unit == NULL)
+    {
+      ma_heap_refund (arena, bytes);
+      return NULL;
+    }
+  unit->units = (uint32_t)units;
+  unit->pages = pages;
+  unit->local = local;
+  unit->state = 0;
+  char *start = ma_large_start (unit);
+  *refused = ma_heap_open (arena, start, bytes, &unit->state);
+  if (*refused == 0)
+    {
+      int unlockable = ma_heap_lock (arena, start, bytes, &unit->is_locked);
+      /* The limit may be spent on what nobody uses. */
+      if (unlockable)
+        {
+          pthread_mutex_lock (&local->lock);
+          if (ma_local_reclaim (local))
+            unlockable = ma_heap_lock (arena, start, bytes, &unit->is_locked);
+          pthread_mutex_unlock (&local->lock);
+        }
+      if (unlockable)
+        *refused = ma_heap_unlockable (arena, unlockable);
+    }
+  if (*refused)
+    {
+      ma_heap_refund (arena, bytes);
+      os_release (start, bytes);
+      ma_region_give (unit, units);
+      return NULL;
+    }
+  for (uint32_t i = 1; i < units; i++)
+    {
+      unit[i].local = local;
+      unit[i].back = i;
+      __atomic_store_n (&unit[i].kind, MA_UNIT_TAIL, __ATOMIC_RELEASE);
+    }
+  unit->bin = pages <= BINNED_PAGES ? bin_of (pages) : MA_BINS;
+  unit->kind = MA_UNIT_LARGE;
+  link_range (arena, unit);
+  return unit;
+}
+
+/* ---- alloc ---- */
+
+static int
+is_still_zero (const char *p, size_t size)
+{
+  /* Whole blocks of 16 around the request: the range is zero beyond it as well. */
+  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)15);
+  const char *to = (const char *)os_round_up ((uintptr_t)p + size, 16);
+  size_t bytes = (size_t)(to - from);
+  if (bytes <= VERIFIED_BYTES)
+    return ma_is_zero (from, bytes);
+  for (const char *at = from; at < to - SAMPLE; at += MA_PAGE)
+    if (!ma_is_zero (at, SAMPLE))
+      return 0;
+  return ma_is_zero (to - SAMPLE, SAMPLE);
+}
+
+static struct ma_unit *
+pop_warm (struct ma_local *local, unsigned bin)
+{
+  struct ma_unit *unit = local->warm[bin];
+  if (unit == NULL)
+    return NULL;
+  if (local->arena->is_isolated && os_open (ma_large_start (unit), unit->pages << MA_PAGE_SHIFT))
+    return NULL;
+  local->warm[bin] = unit->next;
+  local->warm_bytes -= unit->pages << MA_PAGE_SHIFT;
+  return unit;
+}
+
+void *
+ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
+{
+  malloc_arena *arena = local->arena;
+  if (align < 16)
+    align = 16;
+  size_t bytes = os_round_up (size | (size == 0), align);
+  if (size > PTRDIFF_MAX || bytes < size || align > PTRDIFF_MAX / 2)
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  if (align > MA_PAGE)
+    bytes += align;
+  size_t pages = (bytes + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  unsigned bin = MA_BINS;
+  if (pages <= BINNED_PAGES)
+    {
+      bin = bin_of (pages);
+      /* In an isolated arena the page before the first must be inaccessible: no spare ones. */
+      if (!arena->is_isolated)
+        pages = bin_pages (bin);
+    }
+  struct ma_unit *unit = NULL;
+  int is_warm = 0;
+  if (bin < MA_BINS && !(arena->is_isolated && bin >= EXACT_BINS))
+    is_warm = (unit = pop_warm (local, bin)) != NULL;
+  int refused = 0;
+  if (unit == NULL)
+    unit = open_range (local, pages, &refused);
+  if (unit == NULL)
+    {
+      pthread_mutex_lock (&local->lock);
+      int more = ma_local_reclaim (local);
+      pthread_mutex_unlock (&local->lock);
+      if (more)
+        unit = open_range (local, pages, &refused);
+    }
+  if (unit == NULL)
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  char *block = (char *)((uintptr_t)(ma_large_end (unit) - size) & ~(uintptr_t)(align - 1));
+  if (size == 0)
+    block = ma_large_end (unit) - align;
+  if (is_warm && local->is_verified && !is_still_zero (block, size))
+    ma_fatal_block ("use after wipe", block, arena->name);
+  *is_zero = !is_warm || local->is_wiped;
+  unit->local = local;
+  place (unit, block, size);
+  atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);
+  atomic_fetch_add_explicit (&arena->large_blocks, 1, memory_order_relaxed);
+  size_t now = atomic_fetch_add_explicit (&arena->large_bytes, size, memory_order_relaxed) + size;
+  size_t peak = atomic_load_explicit (&arena->large_peak, memory_order_relaxed);
+  while (now > peak
+         && !atomic_compare_exchange_weak_explicit (&arena->large_peak, &peak, now,
+                                                    memory_order_relaxed, memory_order_relaxed))
+    ;
+  return block;
+}
+
+/* ---- free ---- */
+
+static size_t
+checked (struct ma_unit *unit, const void *p)
+{
+  const char *name = unit->local->arena->name;
+  int is_live = atomic_load_explicit (&unit->large, memory_order_acquire) == MA_LARGE_LIVE;
+  if (unlikely (p != unit->block))
+    ma_fatal_block (is_live && (const char *)p > unit->block
+                            && (const char *)p < unit->block + unit->size
+                        ? "interior pointer"
+                        : "invalid free",
+                    p, name);
+  if (unlikely (!is_live))
+    ma_fatal_block ("double free", p, name);
+  if (unlikely (!is_intact (unit)))
+    ma_fatal_block ("canary overwritten", p, name);
+  return unit->size;
+}
+
+size_t
+ma_large_check (struct ma_unit *unit, const void *p)
+{
+  return checked (ma_large_head (unit), p);
+}
+
+void
+ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p)
+{
+  unit = ma_large_head (unit);
+  malloc_arena *arena = unit->local->arena;
+  size_t size = checked (unit, p);
+  if (unlikely (atomic_exchange_explicit (&unit->large, MA_LARGE_FREED, memory_order_acq_rel)
+                != MA_LARGE_LIVE))
+    ma_fatal_block ("double free", p, arena->name);
+  char *start = ma_large_start (unit);
+  char *lead = lead_of (unit, p);
+  if (arena->is_secure)
+    ma_wipe_inline (lead, (size_t)(tail_end_of (unit, unit->block + size) - lead));
+  atomic_fetch_sub_explicit (&arena->large_blocks, 1, memory_order_relaxed);
+  atomic_fetch_sub_explicit (&arena->large_bytes, size, memory_order_relaxed);
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  if (local != NULL && unit->bin < MA_BINS && local->warm_bytes + bytes <= WARM_BYTES
+      && (!arena->is_isolated || (unit->bin < EXACT_BINS && os_close (start, bytes) == 0)))
+    {
+      unit->next = local->warm[unit->bin];
+      local->warm[unit->bin] = unit;
+      local->warm_bytes += bytes;
+      return;
+    }
+  int saved = errno;
+  close_range (arena, unit);
+  /* Many warm ranges of sizes that are not asked for any more make room for those that are. */
+  if (local != NULL && unit->bin < MA_BINS && bytes <= WARM_BYTES)
+    {
+      pthread_mutex_lock (&local->lock);
+      ma_large_flush (local);
+      pthread_mutex_unlock (&local->lock);
+    }
+  errno = saved;
+}
+
+void *
+ma_large_resize (struct ma_unit *unit, void *p, size_t size)
+{
+  unit = ma_large_head (unit);
+  size_t before = checked (unit, p);
+  size_t room = unit->pages << MA_PAGE_SHIFT;
+  malloc_arena *arena = unit->local->arena;
+  /* Isolated blocks keep an inaccessible page right before their first: only sizes of as many pages
+   * stay. Others stay while they use half of what they hold. */
+  size_t pages = (os_round_up (size | (size == 0), 16) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  if (size > room || pages > unit->pages || pages < unit->pages / 2
+      || (arena->is_isolated && pages != unit->pages) || size < arena->threshold)
+    return NULL;
+  char *end = ma_large_end (unit);
+  char *block = (char *)((uintptr_t)(end - size) & ~(uintptr_t)15);
+  if (size == 0)
+    block = end - 16;
+  size_t kept = size < before ? size : before;
+  char *lead = lead_of (unit, p);
+  memmove (block, p, kept);
+  /* What the block left behind: before its new start, and after what was kept. */
+  if (block > lead)
+    ma_wipe_inline (lead, (size_t)(block - lead));
+  ma_wipe_inline (block + kept, (size_t)(end - block) - kept);
+  place (unit, block, size);
+  atomic_fetch_add_explicit (&arena->large_bytes, size - before, memory_order_relaxed);
+  return block;
+}
+
+int
+ma_large_flush (struct ma_local *local)
+{
+  int any = 0;
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    while (local->warm[bin])
+      {
+        struct ma_unit *unit = local->warm[bin];
+        local->warm[bin] = unit->next;
+        local->warm_bytes -= unit->pages << MA_PAGE_SHIFT;
+        close_range (local->arena, unit);
+        any = 1;
+      }
+  return any;
+}

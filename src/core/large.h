@@ -1,0 +1,45 @@
+/* large.h - blocks with pages of their own.
+ *
+ * A large block lies in a run of units, its end against the run's last page, which is never
+ * accessible: writing past it faults at once (up to 15 bytes of rounding are canary). Before it
+ * come canary bytes where there is room, and an inaccessible page. A freed range is wiped and kept
+ * for the next request of its size: accessible in ordinary arenas, inaccessible in isolated ones,
+ * bounded in both; beyond the bound it goes back to the kernel.
+ */
+#ifndef MA_LARGE_H
+#define MA_LARGE_H
+
+#include "heap.h"
+
+/* All zero in a secure arena and where *IS_ZERO says so; NULL with ENOMEM. ALIGN a power of two. */
+void *ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero);
+/* As ma_dense_check. UNIT may be any unit of the run. */
+size_t ma_large_check (struct ma_unit *unit, const void *p);
+/* LOCAL: the calling thread's part of the block's arena, or NULL; its cache takes the range. */
+void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p);
+/* Another size in the same pages: the block moves within them. NULL where they do not fit it. */
+void *ma_large_resize (struct ma_unit *unit, void *p, size_t size);
+/* The warm ranges back to the kernel; whether there were any. Lock held. */
+int ma_large_flush (struct ma_local *local);
+
+/* First unit of the run that UNIT belongs to. */
+static inline struct ma_unit *
+ma_large_head (struct ma_unit *unit)
+{
+  return unit->kind == MA_UNIT_TAIL ? unit - unit->back : unit;
+}
+
+/* The range that is accessible while the block lives. */
+static inline char *
+ma_large_end (const struct ma_unit *unit)
+{
+  return unit->base + ((size_t)unit->units << MA_UNIT_SHIFT) - MA_PAGE;
+}
+
+static inline char *
+ma_large_start (const struct ma_unit *unit)
+{
+  return ma_large_end (unit) - (unit->pages << MA_PAGE_SHIFT);
+}
+
+#endif
