@@ -1,0 +1,546 @@
+#include "arena.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "dense.h"
+#include "fatal.h"
+#include "large.h"
+#include "options.h"
+
+__thread struct ma_local *ma_active __attribute__ ((tls_model ("initial-exec")));
+__thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
+struct ma_thread ma_nobody;
+
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static malloc_arena *table[MA_ARENAS];
+static unsigned table_next; /* rover: a deleted arena's place is used again as late as possible */
+static struct ma_thread *threads;
+static struct ma_thread *unused_threads;
+static struct ma_local *unused_locals;
+static pthread_key_t at_thread_exit;
+
+/* ---- threads ---- */
+
+/* A local arena outlives its thread: what it holds may live on, and the next thread that needs a
+ * part of the same arena takes it over. */
+static void
+hand_over (struct ma_local *local)
+{
+  pthread_mutex_lock (&local->lock);
+  ma_local_reclaim (local);
+  atomic_store_explicit (&local->owner, MA_NOBODY, memory_order_release);
+  /* A free that found the owner still there has only queued its slab. */
+  atomic_thread_fence (memory_order_seq_cst);
+  ma_dense_collect (local);
+  pthread_mutex_unlock (&local->lock);
+}
+
+static void
+end_thread (void *data)
+{
+  struct ma_thread *thread = data;
+  ma_active = NULL;
+  ma_self = NULL;
+  pthread_mutex_lock (&table_lock);
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (thread->locals[i])
+      {
+        hand_over (thread->locals[i]);
+        thread->locals[i] = NULL;
+      }
+  if (thread->previous)
+    thread->previous->next = thread->next;
+  else
+    threads = thread->next;
+  if (thread->next)
+    thread->next->previous = thread->previous;
+  thread->depth = 0;
+  thread->next = unused_threads;
+  unused_threads = thread;
+  pthread_mutex_unlock (&table_lock);
+}
+
+static struct ma_thread *
+this_thread (void)
+{
+  struct ma_thread *thread = ma_self;
+  if (likely (thread != NULL))
+    return thread;
+  pthread_mutex_lock (&table_lock);
+  thread = unused_threads;
+  if (thread)
+    unused_threads = thread->next;
+  else
+    thread = ma_pool (sizeof *thread);
+  if (thread)
+    {
+      thread->previous = NULL;
+      thread->next = threads;
+      if (threads)
+        threads->previous = thread;
+      threads = thread;
+    }
+  pthread_mutex_unlock (&table_lock);
+  if (thread)
+    {
+      ma_self = thread;
+      /* In a thread that is ending this runs the destructor once more. */
+      pthread_setspecific (at_thread_exit, thread);
+    }
+  return thread;
+}
+
+/* ---- local arenas ---- */
+
+int
+ma_local_reclaim (struct ma_local *local)
+{
+  malloc_arena *arena = local->arena;
+  size_t before = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
+  ma_large_flush (local);
+  ma_dense_trim (local, 1);
+  return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
+}
+
+int
+ma_arena_trim (void)
+{
+  int any = 0;
+  for (unsigned i = 0; ma_self && i < MA_ARENAS; i++)
+    {
+      struct ma_local *local = ma_self->locals[i];
+      if (local == NULL)
+        continue;
+      pthread_mutex_lock (&local->lock);
+      any |= ma_local_reclaim (local);
+      pthread_mutex_unlock (&local->lock);
+    }
+  return any;
+}
+
+static void
+init_local (struct ma_local *local, malloc_arena *arena)
+{
+  memset (local, 0, sizeof *local);
+  local->arena = arena;
+  local->threshold = arena->threshold;
+  local->is_wiped = arena->is_secure;
+  local->is_verified = arena->is_verified;
+  local->empty_most = 64;
+  for (unsigned class = 0; class < MA_CLASSES; class ++)
+    local->current[class] = &ma_no_slab;
+  pthread_mutex_init (&local->lock, NULL);
+}
+
+static __attribute__ ((noinline, cold)) struct ma_local *
+make_local (malloc_arena *arena)
+{
+  struct ma_thread *thread = this_thread ();
+  if (thread == NULL)
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  pthread_mutex_lock (&table_lock);
+  struct ma_local *local = arena->locals;
+  while (local && atomic_load_explicit (&local->owner, memory_order_relaxed) != MA_NOBODY)
+    local = local->next;
+  if (local)
+    {
+      pthread_mutex_lock (&local->lock);
+      atomic_store_explicit (&local->owner, thread, memory_order_release);
+      pthread_mutex_unlock (&local->lock);
+    }
+  else
+    {
+      local = unused_locals;
+      if (local)
+        unused_locals = local->next;
+      else
+        local = ma_pool (sizeof *local);
+      if (local)
+        {
+          init_local (local, arena);
+          atomic_store_explicit (&local->owner, thread, memory_order_release);
+          local->next = arena->locals;
+          __atomic_store_n (&arena->locals, local, __ATOMIC_RELEASE);
+        }
+    }
+  if (local)
+    thread->locals[arena->index] = local;
+  pthread_mutex_unlock (&table_lock);
+  if (local == NULL)
+    errno = ENOMEM;
+  return local;
+}
+
+struct ma_local *
+ma_local_of (malloc_arena *arena)
+{
+  struct ma_thread *thread = ma_self;
+  if (likely (thread != NULL && thread->locals[arena->index] != NULL))
+    return thread->locals[arena->index];
+  return make_local (arena);
+}
+
+void
+ma_arena_locals (malloc_arena *arena, void (*visit) (struct ma_local *, void *), void *data)
+{
+  for (struct ma_local *local = __atomic_load_n (&arena->locals, __ATOMIC_ACQUIRE); local;
+       local = local->next)
+    {
+      pthread_mutex_lock (&local->lock);
+      visit (local, data);
+      pthread_mutex_unlock (&local->lock);
+    }
+}
+
+/* ---- enter and leave ---- */
+
+void
+ma_arena_check (const malloc_arena *arena)
+{
+  if (unlikely (arena == NULL || arena->magic != MA_MAGIC))
+    ma_fatal_block ("invalid arena", arena, NULL);
+}
+
+static __attribute__ ((noinline, cold)) void
+enter_slow (malloc_arena *arena)
+{
+  struct ma_thread *thread = this_thread ();
+  struct ma_local *local = arena ? ma_local_of (arena) : NULL;
+  if (thread == NULL || (arena && local == NULL))
+    ma_fatal ("out of memory: no room for another thread's part of arena \"",
+              arena ? arena->name : "", "\"", NULL);
+  if (thread->depth == MA_DEPTH)
+    ma_fatal ("unmatched enter: too many arenas are entered and not left", NULL);
+  struct ma_frame *frame = &thread->frames[thread->depth++];
+  frame->arena = arena;
+  frame->before = ma_active;
+  frame->count = 1;
+  ma_active = local;
+}
+
+void
+ma_arena_enter (malloc_arena *arena)
+{
+  struct ma_thread *thread = ma_self;
+  if (arena != NULL)
+    ma_arena_check (arena);
+  if (unlikely (thread == NULL))
+    {
+      enter_slow (arena);
+      return;
+    }
+  struct ma_local *local = NULL;
+  if (thread->depth != 0 && thread->frames[thread->depth - 1].arena == arena)
+    {
+      thread->frames[thread->depth - 1].count++;
+      return;
+    }
+  if (arena != NULL && unlikely ((local = thread->locals[arena->index]) == NULL))
+    {
+      enter_slow (arena);
+      return;
+    }
+  if (unlikely (thread->depth == MA_DEPTH))
+    {
+      enter_slow (arena);
+      return;
+    }
+  struct ma_frame *frame = &thread->frames[thread->depth++];
+  frame->arena = arena;
+  frame->before = ma_active;
+  frame->count = 1;
+  ma_active = local;
+}
+
+void
+ma_arena_leave (malloc_arena *arena)
+{
+  struct ma_thread *thread = ma_self;
+  if (unlikely (thread == NULL || thread->depth == 0
+                || thread->frames[thread->depth - 1].arena != arena))
+    ma_fatal ("unmatched leave: arena \"", arena ? arena->name : "ordinary", "\"", NULL);
+  struct ma_frame *frame = &thread->frames[thread->depth - 1];
+  if (--frame->count != 0)
+    return;
+  thread->depth--;
+  ma_active = frame->before;
+}
+
+malloc_arena *
+ma_active_arena (void)
+{
+  return ma_active ? ma_active->arena : NULL;
+}
+
+unsigned
+ma_depth (void)
+{
+  struct ma_thread *thread = ma_self;
+  size_t depth = 0;
+  for (unsigned i = 0; thread && i < thread->depth; i++)
+    depth += thread->frames[i].count;
+  return (unsigned)depth;
+}
+
+/* ---- fork ---- */
+
+static void
+before_fork (void)
+{
+  pthread_mutex_lock (&table_lock);
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (table[i])
+      for (struct ma_local *local = table[i]->locals; local; local = local->next)
+        pthread_mutex_lock (&local->lock);
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (table[i])
+      pthread_mutex_lock (&table[i]->lock);
+  ma_region_lock ();
+}
+
+static void
+after_fork (void)
+{
+  ma_region_unlock ();
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (table[i])
+      {
+        pthread_mutex_unlock (&table[i]->lock);
+        for (struct ma_local *local = table[i]->locals; local; local = local->next)
+          pthread_mutex_unlock (&local->lock);
+      }
+  pthread_mutex_unlock (&table_lock);
+}
+
+/* A part of an arena whose policy left its memory out of the child: the address space is reserved
+ * again, so that nothing else comes to lie where blocks of ours were, and is not used any more. */
+static void
+abandon (struct ma_local *local)
+{
+  for (struct ma_unit *heap = local->heaps; heap; heap = heap->heap_next)
+    for (uint32_t i = 0; i < heap->heap_units; i++)
+      if (heap[i].state & MA_UNIT_FORK_ABSENT)
+        os_release (heap[i].base, MA_UNIT);
+  struct ma_local *next = local->next;
+  struct ma_thread *owner = atomic_load (&local->owner);
+  init_local (local, local->arena);
+  local->next = next;
+  atomic_store (&local->owner, owner);
+}
+
+static void
+restore_larges (malloc_arena *arena)
+{
+  for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
+    {
+      size_t bytes = unit->pages << MA_PAGE_SHIFT;
+      if (unit->state & MA_UNIT_FORK_ABSENT)
+        os_release (ma_large_start (unit), bytes);
+      else if (unit->is_locked)
+        unit->is_locked = ma_heap_lock_again (arena, ma_large_start (unit), bytes);
+    }
+  if (arena->fork_policy != MALLOC_ARENA_FORK_REFUSE)
+    return;
+  arena->larges = NULL;
+  atomic_store (&arena->mapped, 0);
+  atomic_store (&arena->large_blocks, 0);
+  atomic_store (&arena->large_bytes, 0);
+}
+
+/* The child has one thread, no locks on its memory, and no guards in memory that was wiped. */
+static void
+in_child (void)
+{
+  struct ma_thread *self = ma_self;
+  after_fork ();
+  for (struct ma_thread *thread = threads; thread;)
+    {
+      struct ma_thread *next = thread->next;
+      if (thread != self)
+        {
+          memset (thread->locals, 0, sizeof thread->locals);
+          thread->depth = 0;
+          thread->next = unused_threads;
+          unused_threads = thread;
+        }
+      thread = next;
+    }
+  threads = self;
+  if (self)
+    self->previous = self->next = NULL;
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    {
+      malloc_arena *arena = table[i];
+      if (arena == NULL)
+        continue;
+      atomic_store (&arena->locked, 0);
+      for (struct ma_local *local = arena->locals; local; local = local->next)
+        {
+          if (atomic_load (&local->owner) != self)
+            atomic_store (&local->owner, MA_NOBODY);
+          if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
+            abandon (local);
+          else
+            ma_dense_after_fork (local);
+          local->warm_bytes = 0;
+          for (unsigned bin = 0; bin < MA_BINS; bin++)
+            for (struct ma_unit *unit = local->warm[bin]; unit; unit = unit->next)
+              local->warm_bytes += unit->pages << MA_PAGE_SHIFT;
+        }
+      restore_larges (arena);
+    }
+}
+
+/* ---- arenas ---- */
+
+static void
+init_once (void)
+{
+  pthread_key_create (&at_thread_exit, end_thread);
+  pthread_atfork (before_fork, after_fork, in_child);
+}
+
+static int
+init (void)
+{
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  int refused = ma_region_init ();
+  if (refused == 0)
+    pthread_once (&once, init_once);
+  return refused;
+}
+
+/* Ended arenas are used again late, oldest first: until then a stale handle is seen as one. */
+enum
+{
+  STALE = 64
+};
+static malloc_arena *stale[STALE];
+static size_t stale_next;
+
+static malloc_arena *
+take_arena (void)
+{
+  malloc_arena *arena = stale[stale_next % STALE];
+  if (arena)
+    stale[stale_next % STALE] = NULL;
+  return arena ? arena : ma_pool (sizeof *arena);
+}
+
+static void
+put_arena (malloc_arena *arena)
+{
+  stale[stale_next++ % STALE] = arena;
+}
+
+malloc_arena *
+ma_arena_new (const struct malloc_arena_options *options, int is_own)
+{
+  int refused = init ();
+  if (refused)
+    {
+      errno = refused;
+      return NULL;
+    }
+  pthread_mutex_lock (&table_lock);
+  unsigned place = MA_ARENAS;
+  for (unsigned i = 0; i < MA_ARENAS && place == MA_ARENAS; i++)
+    if (table[(table_next + i) % MA_ARENAS] == NULL)
+      place = (table_next + i) % MA_ARENAS;
+  malloc_arena *arena = place != MA_ARENAS ? take_arena () : NULL;
+  if (arena)
+    {
+      memset (arena, 0, sizeof *arena);
+      arena->index = place;
+      arena->kind = options->kind;
+      arena->lock_policy = options->lock;
+      arena->fork_policy = options->fork;
+      arena->is_secure = (options->kind & HEAP_SECURE) != 0;
+      arena->is_isolated = (options->kind & HEAP_ISOLATED) != 0;
+      arena->is_verified = arena->is_secure && ma_options ()->verify == MA_ON;
+      arena->is_own = is_own;
+      arena->limit = options->limit;
+      arena->threshold = arena->is_isolated ? 0 : options->isolate_threshold;
+      if (arena->threshold > MA_DENSE_MOST + 1)
+        arena->threshold = MA_DENSE_MOST + 1;
+      arena->heap_units = os_round_up (options->heap_size, MA_UNIT) >> MA_UNIT_SHIFT;
+      strncpy (arena->name, options->name, MA_NAME - 1);
+      pthread_mutex_init (&arena->lock, NULL);
+      arena->magic = MA_MAGIC;
+      table[place] = arena;
+      table_next = place + 1;
+    }
+  pthread_mutex_unlock (&table_lock);
+  if (arena == NULL)
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  /* What the kernel gives is seen by trying: the receipt is true from the first moment, and
+   * `require` fails here rather than at the first secret. */
+  struct ma_local *local = ma_local_of (arena);
+  void *p = local ? ma_alloc (local, 1) : NULL;
+  if (p == NULL)
+    {
+      int error = atomic_load (&arena->refused[__builtin_ctz (MALLOC_ARENA_LOCKED)]) ? EPERM : errno;
+      ma_arena_delete (arena);
+      errno = error;
+      return NULL;
+    }
+  ma_release (p);
+  local->peak_bytes = 0;
+  atomic_store (&arena->large_peak, 0);
+  return arena;
+}
+
+static int
+is_entered (const malloc_arena *arena)
+{
+  for (struct ma_thread *thread = threads; thread; thread = thread->next)
+    for (unsigned i = 0; i < thread->depth; i++)
+      if (thread->frames[i].arena == arena)
+        return 1;
+  return 0;
+}
+
+int
+ma_arena_delete (malloc_arena *arena)
+{
+  size_t blocks = atomic_load (&arena->large_blocks);
+  size_t bytes;
+  pthread_mutex_lock (&table_lock);
+  for (struct ma_local *local = arena->locals; local; local = local->next)
+    {
+      pthread_mutex_lock (&local->lock);
+      blocks += ma_dense_live (local, &bytes);
+      pthread_mutex_unlock (&local->lock);
+    }
+  if (blocks != 0 || is_entered (arena))
+    {
+      pthread_mutex_unlock (&table_lock);
+      errno = EBUSY;
+      return -1;
+    }
+  while (arena->locals)
+    {
+      struct ma_local *local = arena->locals;
+      pthread_mutex_lock (&local->lock);
+      ma_large_flush (local);
+      ma_dense_end (local);
+      pthread_mutex_unlock (&local->lock);
+      arena->locals = local->next;
+      local->next = unused_locals;
+      unused_locals = local;
+    }
+  for (struct ma_thread *thread = threads; thread; thread = thread->next)
+    thread->locals[arena->index] = NULL;
+  arena->magic = 0;
+  table[arena->index] = NULL;
+  put_arena (arena);
+  pthread_mutex_unlock (&table_lock);
+  return 0;
+}

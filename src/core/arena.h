@@ -1,0 +1,54 @@
+/* arena.h - handles, threads, and which arena is active where.
+ *
+ * Owns: the table of arenas, each thread's struct ma_thread, the making and handing over of local
+ * arenas, and what happens to all of it at fork.
+ * Lock: the table lock, for making and ending arenas, locals and threads; never on a fast path.
+ * Invariant: ma_active is the local arena of the innermost enter of this thread, or NULL.
+ */
+#ifndef MA_ARENA_H
+#define MA_ARENA_H
+
+#include "heap.h"
+
+enum
+{
+  MA_DEPTH = 256 /* different arenas nested in one thread; one entered again and again is one */
+};
+
+struct ma_frame
+{
+  malloc_arena *arena; /* NULL: the ordinary malloc */
+  struct ma_local *before;
+  size_t count; /* enters of the same arena in a row */
+};
+
+struct ma_thread
+{
+  struct ma_local *locals[MA_ARENAS]; /* by arena index */
+  unsigned depth;
+  struct ma_thread *next; /* of all, or of the unused */
+  struct ma_thread *previous;
+  struct ma_frame frames[MA_DEPTH];
+};
+
+/* Makes an arena with options that are checked and complete; NULL with errno. */
+malloc_arena *ma_arena_new (const struct malloc_arena_options *options, int is_own);
+/* 0, or -1 with EBUSY. */
+int ma_arena_delete (malloc_arena *arena);
+/* Aborts unless ARENA is the handle of a live arena. */
+void ma_arena_check (const malloc_arena *arena);
+
+/* As ma_alloc, at a multiple of ALIGN, a power of two. */
+void *ma_aligned (struct ma_local *local, size_t size, size_t align);
+
+/* Gives what the calling thread's parts of all arenas keep warm back to the kernel; whether that was
+ * anything. */
+int ma_arena_trim (void);
+
+void ma_arena_enter (malloc_arena *arena);
+void ma_arena_leave (malloc_arena *arena);
+
+/* For walks: calls VISIT for each local arena, its lock held, with remote frees not yet taken in. */
+void ma_arena_locals (malloc_arena *arena, void (*visit) (struct ma_local *, void *), void *data);
+
+#endif

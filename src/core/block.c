@@ -1,0 +1,108 @@
+/* block.c - one block, wherever it lies: what runtime.h declares. */
+#include <errno.h>
+#include <string.h>
+
+#include "arena.h"
+#include "dense.h"
+#include "fatal.h"
+#include "large.h"
+#include "wipe.h"
+
+MA_HOT void *
+ma_alloc (struct ma_local *local, size_t size)
+{
+  if (likely (size < local->threshold))
+    return ma_dense_alloc (local, size);
+  int is_zero;
+  return ma_large_alloc (local, size, 16, &is_zero);
+}
+
+void *
+ma_zalloc (struct ma_local *local, size_t size)
+{
+  int is_zero = local->is_wiped;
+  void *p = likely (size < local->threshold) ? ma_dense_alloc (local, size)
+                                             : ma_large_alloc (local, size, 16, &is_zero);
+  if (p != NULL && !is_zero)
+    memset (p, 0, size);
+  return p;
+}
+
+void *
+ma_aligned (struct ma_local *local, size_t size, size_t align)
+{
+  if (align <= 16)
+    return ma_alloc (local, size);
+  void *p = NULL;
+  int saved = errno;
+  if (size < local->threshold && align <= MA_SLOT_MOST)
+    p = ma_dense_aligned (local, size, align);
+  int is_zero;
+  if (p == NULL)
+    p = ma_large_alloc (local, size, align, &is_zero);
+  if (p != NULL)
+    errno = saved;
+  return p;
+}
+
+static _Noreturn void
+no_block (struct ma_unit *unit, const void *p)
+{
+  /* Units keep what they were last: a large block that was unmapped at its free is still known. */
+  if (unit->kind == MA_UNIT_FREE && unit->local != NULL && unit->units != 0 && unit->block == p
+      && atomic_load (&unit->large) == MA_LARGE_FREED)
+    ma_fatal_block ("double free", p, unit->local->arena->name);
+  ma_fatal_block ("invalid free", p,
+                  unit->kind == MA_UNIT_FREE ? NULL : unit->local->arena->name);
+}
+
+MA_HOT void
+ma_release (void *p)
+{
+  struct ma_unit *unit = ma_unit_of (p);
+  if (likely (unit->kind == MA_UNIT_DENSE))
+    {
+      ma_dense_free (unit, p);
+      return;
+    }
+  if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))
+    no_block (unit, p);
+  struct ma_thread *thread = ma_self;
+  ma_large_free (thread ? thread->locals[unit->local->arena->index] : NULL, unit, p);
+}
+
+size_t
+ma_usable (const void *p)
+{
+  struct ma_unit *unit = ma_unit_of (p);
+  if (likely (unit->kind == MA_UNIT_DENSE))
+    return ma_dense_check (unit, p);
+  if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))
+    no_block (unit, p);
+  return ma_large_check (unit, p);
+}
+
+void *
+ma_resize (void *p, size_t size)
+{
+  struct ma_unit *unit = ma_unit_of (p);
+  size_t before = ma_usable (p);
+  if (unit->kind == MA_UNIT_DENSE)
+    {
+      if (size <= MA_DENSE_MOST && ma_dense_resize (unit, p, size))
+        return p;
+    }
+  else
+    {
+      void *moved = ma_large_resize (unit, p, size);
+      if (moved)
+        return moved;
+    }
+  struct ma_local *local = ma_local_of (unit->local->arena);
+  void *q = local ? ma_alloc (local, size) : NULL;
+  if (q == NULL)
+    return NULL;
+  memcpy (q, p, size < before ? size : before);
+  ma_release (p);
+  return q;
+}
