@@ -1,0 +1,210 @@
+/* api.c - what a caller sees: arguments checked, defaults filled in. */
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "arena.h"
+#include "dense.h"
+#include "large.h"
+#include "options.h"
+#include "receipt.h"
+
+#define API __attribute__ ((visibility ("default")))
+
+enum
+{
+  ALL_KINDS = HEAP_SECURE | HEAP_TAGGED | HEAP_ISOLATED | HEAP_SECRETMEM
+};
+
+/* 0, EINVAL for flags that mean nothing together, ENOTSUP for what is not to be had here. */
+static int
+check_kind (unsigned kind)
+{
+  if (kind & ~(unsigned)ALL_KINDS)
+    return EINVAL;
+  if ((kind & (HEAP_ISOLATED | HEAP_SECRETMEM)) && !(kind & HEAP_SECURE))
+    return EINVAL;
+  if (kind & (HEAP_TAGGED | HEAP_SECRETMEM))
+    return ENOTSUP;
+  return 0;
+}
+
+static const char *
+kind_name (unsigned kind)
+{
+  return kind & HEAP_ISOLATED ? "isolated" : kind & HEAP_SECURE ? "secure" : "default";
+}
+
+/* Zeros replaced by the process's options and the kind's own defaults; 0 or EINVAL. */
+static int
+complete (struct malloc_arena_options *options)
+{
+  const struct ma_options *process = ma_options ();
+  int refused = check_kind (options->kind);
+  if (refused)
+    return refused;
+  if (options->lock > MALLOC_ARENA_LOCK_OFF || options->fork > MALLOC_ARENA_FORK_REFUSE)
+    return EINVAL;
+  if (options->lock == 0)
+    options->lock = process->lock;
+  if (options->fork == 0)
+    options->fork = options->kind & HEAP_SECURE ? process->fork : MALLOC_ARENA_FORK_KEEP;
+  if (options->limit == 0)
+    options->limit = process->limit;
+  if (options->isolate_threshold == 0)
+    options->isolate_threshold = process->isolate_threshold;
+  if (options->isolate_threshold == 0)
+    options->isolate_threshold = MA_DENSE_MOST + 1;
+  if (options->isolate_threshold < 16 || options->isolate_threshold > MA_SLOT_MOST)
+    return EINVAL;
+  if (options->heap_size == 0)
+    options->heap_size = process->heap_size;
+  if (options->heap_size < ((size_t)64 << 10) || options->heap_size > ((size_t)64 << 20))
+    return EINVAL;
+  if (options->name == NULL || options->name[0] == '\0')
+    options->name = kind_name (options->kind);
+  return 0;
+}
+
+static malloc_arena *
+fail (int error)
+{
+  errno = error;
+  return NULL;
+}
+
+API malloc_arena *
+malloc_arena_get (unsigned kind)
+{
+  static _Atomic (malloc_arena *) arenas[ALL_KINDS + 1];
+  if (kind > ALL_KINDS)
+    return fail (EINVAL);
+  malloc_arena *arena = atomic_load_explicit (&arenas[kind], memory_order_acquire);
+  if (likely (arena != NULL))
+    return arena;
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind };
+  int refused = complete (&options);
+  if (refused)
+    return fail (refused);
+  arena = ma_arena_new (&options, 0);
+  if (arena == NULL)
+    return NULL;
+  /* No lock, which a fork could leave held: of two that come first, one takes its own back. */
+  malloc_arena *first = NULL;
+  if (!atomic_compare_exchange_strong (&arenas[kind], &first, arena))
+    {
+      ma_arena_delete (arena);
+      arena = first;
+    }
+  return arena;
+}
+
+API malloc_arena *
+malloc_arena_new (const struct malloc_arena_options *given)
+{
+  struct malloc_arena_options options = { .size = 0 };
+  /* A caller built against an older header gives fewer options, against a newer one maybe some
+   * that would be ignored here. */
+  if (given == NULL || given->size < offsetof (struct malloc_arena_options, lock)
+      || given->size > sizeof options)
+    return fail (EINVAL);
+  memcpy (&options, given, given->size);
+  int refused = complete (&options);
+  return refused ? fail (refused) : ma_arena_new (&options, 1);
+}
+
+API int
+malloc_arena_delete (malloc_arena *arena)
+{
+  ma_arena_check (arena);
+  if (!arena->is_own)
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  return ma_arena_delete (arena);
+}
+
+API void
+malloc_arena_enter (malloc_arena *arena)
+{
+  ma_arena_enter (arena);
+}
+
+API void
+malloc_arena_leave (malloc_arena *arena)
+{
+  ma_arena_leave (arena);
+}
+
+API malloc_arena *
+malloc_arena_of (const void *p)
+{
+  if (!ma_owns (p))
+    return NULL;
+  struct ma_unit *unit = ma_unit_of (p);
+  if (unit->kind == MA_UNIT_FREE || unit->kind == MA_UNIT_IDLE)
+    return NULL;
+  if (unit->kind == MA_UNIT_DENSE)
+    return unit->local->arena;
+  unit = ma_large_head (unit);
+  return atomic_load_explicit (&unit->large, memory_order_relaxed) == MA_LARGE_LIVE
+             ? unit->local->arena
+             : NULL;
+}
+
+API const char *
+malloc_arena_name (const malloc_arena *arena)
+{
+  ma_arena_check (arena);
+  return arena->name;
+}
+
+API int
+malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
+{
+  if (arena == NULL || arena->magic != MA_MAGIC || receipt == NULL
+      || receipt->size < sizeof *receipt)
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  ma_receipt (arena, receipt);
+  return 0;
+}
+
+API int
+malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
+{
+  if (arena == NULL || arena->magic != MA_MAGIC || stats == NULL || stats->size < sizeof *stats)
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  ma_stats (arena, stats);
+  return 0;
+}
+
+malloc_arena *
+ma_default_arena (void)
+{
+  static _Atomic (malloc_arena *) made;
+  unsigned active = ma_options ()->active;
+  malloc_arena *arena = atomic_load_explicit (&made, memory_order_acquire);
+  if (active == MA_ACTIVE_NONE || arena != NULL)
+    return arena;
+  /* A child that goes on after fork needs everything that it has in memory. */
+  struct malloc_arena_options options = {
+    .size = sizeof options,
+    .kind = active == MA_ACTIVE_SECURE ? HEAP_SECURE : HEAP_DEFAULT,
+    .fork = MALLOC_ARENA_FORK_KEEP,
+  };
+  arena = complete (&options) == 0 ? ma_arena_new (&options, 0) : NULL;
+  malloc_arena *first = NULL;
+  if (arena != NULL && !atomic_compare_exchange_strong (&made, &first, arena))
+    {
+      ma_arena_delete (arena);
+      arena = first;
+    }
+  return arena;
+}

@@ -1,0 +1,552 @@
+/* interpose.c - the malloc family: the only file with the C library's names.
+ *
+ * Allocation: with no arena active, a tail call of the next implementation in the link map.
+ * Everything that takes a block goes by its address. The binding (malloc_arena_call_...) is here as
+ * well, as it ends in these names.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <malloc.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "arena.h"
+#include "bind.h"
+#include "fatal.h"
+#include "options.h"
+#include "wipe.h"
+
+#define API __attribute__ ((visibility ("default")))
+
+/* ---- the next implementation ---- */
+
+struct next
+{
+  void *(*malloc) (size_t);
+  void *(*calloc) (size_t, size_t);
+  void *(*realloc) (void *, size_t);
+  void *(*memalign) (size_t, size_t);
+  void (*free) (void *);
+  size_t (*malloc_usable_size) (void *);
+  int (*malloc_trim) (size_t);
+};
+
+/* Until the first call these find the real ones. */
+static void *first_malloc (size_t);
+static void *first_calloc (size_t, size_t);
+static void *first_realloc (void *, size_t);
+static void *first_memalign (size_t, size_t);
+static void first_free (void *);
+static size_t first_usable (void *);
+static int first_trim (size_t);
+
+/* Sealed once it is filled in: a page of its own. */
+static union
+{
+  struct next routine;
+  char page[MA_PAGE_MOST];
+} next __attribute__ ((aligned (MA_PAGE_MOST))) = {
+  .routine = { first_malloc, first_calloc, first_realloc, first_memalign, first_free, first_usable,
+               first_trim },
+};
+
+/* What dlsym itself allocates while it looks for the real ones, and a few bytes more. Never given
+ * back. */
+static char early[1 << 14] __attribute__ ((aligned (16)));
+static size_t early_used;
+static _Atomic int is_finding;
+
+static int
+is_early (const void *p)
+{
+  return (uintptr_t)p - (uintptr_t)early < sizeof early;
+}
+
+static void *
+early_alloc (size_t size, size_t align)
+{
+  /* Each block has its size before it, for realloc. */
+  size_t room = os_round_up (size, 16) + 16 + align;
+  size_t at = __atomic_fetch_add (&early_used, room, __ATOMIC_RELAXED);
+  if (size > sizeof early || align > sizeof early || at + room > sizeof early)
+    ma_fatal ("out of memory: too much is allocated before malloc is found", NULL);
+  char *p = (char *)os_round_up ((uintptr_t)early + at + 16, align);
+  memcpy (p - 16, &size, sizeof size);
+  return p;
+}
+
+static size_t
+early_size (const void *p)
+{
+  size_t size;
+  memcpy (&size, (const char *)p - 16, sizeof size);
+  return size;
+}
+
+/* ---- option `active`: every allocation goes to an arena ---- */
+
+static struct next real;
+
+/* NULL while the arena is being made: what that allocates comes from the real malloc. */
+static struct ma_local *
+default_local (void)
+{
+  static _Atomic (malloc_arena *) arena;
+  static _Atomic int is_making;
+  malloc_arena *always = atomic_load_explicit (&arena, memory_order_acquire);
+  if (unlikely (always == NULL))
+    {
+      if (atomic_exchange (&is_making, 1))
+        return NULL;
+      always = ma_default_arena ();
+      if (always == NULL)
+        ma_fatal ("no arena: option active asks for one that cannot be had", NULL);
+      atomic_store_explicit (&arena, always, memory_order_release);
+    }
+  return ma_local_of (always);
+}
+
+static void *
+always_malloc (size_t size)
+{
+  struct ma_local *local = default_local ();
+  return local ? ma_alloc (local, size) : real.malloc (size);
+}
+
+static void *
+always_calloc (size_t n, size_t size)
+{
+  struct ma_local *local = default_local ();
+  size_t bytes;
+  if (local == NULL || __builtin_mul_overflow (n, size, &bytes))
+    return real.calloc (n, size);
+  return ma_zalloc (local, bytes);
+}
+
+static void *
+always_realloc (void *p, size_t size)
+{
+  return p == NULL ? always_malloc (size) : real.realloc (p, size);
+}
+
+static void *
+always_memalign (size_t align, size_t size)
+{
+  struct ma_local *local = default_local ();
+  return local ? ma_aligned (local, size, align) : real.memalign (align, size);
+}
+
+/* ---- finding it ---- */
+
+static void
+find (void)
+{
+  if (atomic_exchange (&is_finding, 1))
+    return;
+#define FIND(name) *(void **)&real.name = dlsym (RTLD_NEXT, #name)
+  FIND (malloc);
+  FIND (calloc);
+  FIND (realloc);
+  FIND (memalign);
+  FIND (free);
+  FIND (malloc_usable_size);
+  FIND (malloc_trim);
+#undef FIND
+  if (!real.malloc || !real.calloc || !real.realloc || !real.memalign || !real.free
+      || !real.malloc_usable_size)
+    ma_fatal ("no malloc: there is no whole implementation behind this library", NULL);
+  next.routine = real;
+  if (ma_options ()->active != MA_ACTIVE_NONE)
+    {
+      next.routine.malloc = always_malloc;
+      next.routine.calloc = always_calloc;
+      next.routine.realloc = always_realloc;
+      next.routine.memalign = always_memalign;
+    }
+  os_init ();
+  os_seal (&next, sizeof next, 1);
+}
+
+/* Whether the real ones are known by now; not while dlsym itself allocates. */
+static int
+is_found (void)
+{
+  find ();
+  return next.routine.malloc != first_malloc;
+}
+
+static void *
+first_malloc (size_t size)
+{
+  return is_found () ? next.routine.malloc (size) : early_alloc (size, 16);
+}
+
+static void *
+first_calloc (size_t n, size_t size)
+{
+  if (is_found ())
+    return next.routine.calloc (n, size);
+  size_t bytes;
+  if (__builtin_mul_overflow (n, size, &bytes))
+    bytes = SIZE_MAX;
+  return early_alloc (bytes, 16); /* zero: it is never used twice */
+}
+
+static void *
+first_realloc (void *p, size_t size)
+{
+  if (is_found ())
+    return next.routine.realloc (p, size);
+  void *q = early_alloc (size, 16);
+  if (p)
+    memcpy (q, p, early_size (p) < size ? early_size (p) : size);
+  return q;
+}
+
+static void *
+first_memalign (size_t align, size_t size)
+{
+  return is_found () ? next.routine.memalign (align, size)
+                     : early_alloc (size, align < 16 ? 16 : align);
+}
+
+static void
+first_free (void *p)
+{
+  if (p && is_found ())
+    next.routine.free (p);
+}
+
+static size_t
+first_usable (void *p)
+{
+  return is_found () ? next.routine.malloc_usable_size (p) : 0;
+}
+
+static int
+first_trim (size_t pad)
+{
+  return is_found () && next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0;
+}
+
+/* ---- the family ---- */
+
+API MA_HOT void *
+malloc (size_t size)
+{
+  struct ma_local *local = ma_active;
+  if (likely (local == NULL))
+    return next.routine.malloc (size);
+  return ma_alloc (local, size);
+}
+
+API MA_HOT void
+free (void *p)
+{
+  if (likely (!ma_owns (p)))
+    {
+      if (unlikely (is_early (p)))
+        return;
+      next.routine.free (p);
+      return;
+    }
+  ma_release (p);
+}
+
+API MA_HOT void *
+calloc (size_t n, size_t size)
+{
+  struct ma_local *local = ma_active;
+  if (likely (local == NULL))
+    return next.routine.calloc (n, size);
+  size_t bytes;
+  if (__builtin_mul_overflow (n, size, &bytes))
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  return ma_zalloc (local, bytes);
+}
+
+/* An ordinary block that is resized while an arena is active moves in, and its old place is wiped:
+ * it may hold the beginning of what the arena is for. */
+static void *
+move_in (struct ma_local *local, void *p, size_t size)
+{
+  size_t before = is_early (p) ? early_size (p) : next.routine.malloc_usable_size (p);
+  void *q = NULL;
+  if (size != 0)
+    {
+      q = ma_alloc (local, size);
+      if (q == NULL)
+        return NULL;
+      memcpy (q, p, size < before ? size : before);
+    }
+  ma_wipe_inline (p, before);
+  if (!is_early (p))
+    next.routine.free (p);
+  return q;
+}
+
+API MA_HOT void *
+realloc (void *p, size_t size)
+{
+  struct ma_local *local = ma_active;
+  if (p == NULL)
+    return malloc (size);
+  if (ma_owns (p))
+    {
+      if (likely (size != 0))
+        return ma_resize (p, size);
+      ma_release (p);
+      return NULL;
+    }
+  if (unlikely (local != NULL))
+    return move_in (local, p, size);
+  if (unlikely (is_early (p)))
+    {
+      void *q = malloc (size);
+      if (q)
+        memcpy (q, p, early_size (p) < size ? early_size (p) : size);
+      return q;
+    }
+  return next.routine.realloc (p, size);
+}
+
+API void *
+reallocarray (void *p, size_t n, size_t size)
+{
+  size_t bytes;
+  if (__builtin_mul_overflow (n, size, &bytes))
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  return realloc (p, bytes);
+}
+
+static void *
+aligned (size_t align, size_t size)
+{
+  struct ma_local *local = ma_active;
+  if (likely (local == NULL))
+    return next.routine.memalign (align, size);
+  return ma_aligned (local, size, align);
+}
+
+/* As glibc: the next power of two. */
+API void *
+memalign (size_t align, size_t size)
+{
+  if (align > SIZE_MAX / 2 + 1)
+    {
+      errno = EINVAL;
+      return NULL;
+    }
+  if (align < 16)
+    align = 16;
+  if (align & (align - 1))
+    align = (size_t)1 << (64 - __builtin_clzl (align));
+  return aligned (align, size);
+}
+
+API void *
+aligned_alloc (size_t align, size_t size)
+{
+  if (align == 0 || (align & (align - 1)))
+    {
+      errno = EINVAL;
+      return NULL;
+    }
+  return memalign (align, size);
+}
+
+API int
+posix_memalign (void **out, size_t align, size_t size)
+{
+  if (align % sizeof (void *) != 0 || align == 0 || (align & (align - 1)))
+    return EINVAL;
+  int saved = errno;
+  void *p = memalign (align, size);
+  errno = saved;
+  if (p == NULL)
+    return ENOMEM;
+  *out = p;
+  return 0;
+}
+
+API void *
+valloc (size_t size)
+{
+  return memalign (MA_PAGE, size);
+}
+
+API void *
+pvalloc (size_t size)
+{
+  if (size > SIZE_MAX - MA_PAGE)
+    {
+      errno = ENOMEM;
+      return NULL;
+    }
+  return memalign (MA_PAGE, os_round_up (size, MA_PAGE));
+}
+
+API size_t
+malloc_usable_size (void *p)
+{
+  if (ma_owns (p))
+    return ma_usable (p);
+  return is_early (p) ? early_size (p) : next.routine.malloc_usable_size (p);
+}
+
+API void free_sized (void *p, size_t size);
+API void free_aligned_sized (void *p, size_t align, size_t size);
+
+API void
+free_sized (void *p, size_t size)
+{
+  (void)size;
+  free (p);
+}
+
+API void
+free_aligned_sized (void *p, size_t align, size_t size)
+{
+  (void)align;
+  (void)size;
+  free (p);
+}
+
+API int
+malloc_trim (size_t pad)
+{
+  return ma_arena_trim () | (next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0);
+}
+
+/* ---- malloc_arena (arena, routine, ...) ---- */
+
+static inline void
+begin (malloc_arena *arena, void (*routine) (void))
+{
+  ma_bind_check (routine);
+  ma_arena_enter (arena);
+}
+
+/* The routine with the arena active; RESULT is what it returns. */
+#define BOUND(type, call)                                                                          \
+  type result;                                                                                     \
+  begin (arena, (void (*) (void))routine);                                                         \
+  result = call;                                                                                   \
+  ma_arena_leave (arena);                                                                          \
+  return result
+
+API MA_HOT void *
+malloc_arena_call_size (malloc_arena *arena, malloc_arena_size_routine routine, size_t size)
+{
+  if (likely (routine == malloc))
+    {
+      ma_bind_check ((void (*) (void))routine);
+      ma_arena_check (arena);
+      struct ma_local *local = ma_local_of (arena);
+      return local ? ma_alloc (local, size) : NULL;
+    }
+  BOUND (void *, routine (size));
+}
+
+API void *
+malloc_arena_call_size_size (malloc_arena *arena, malloc_arena_size_size_routine routine, size_t a,
+                             size_t b)
+{
+  BOUND (void *, routine (a, b));
+}
+
+API void *
+malloc_arena_call_ptr_size (malloc_arena *arena, malloc_arena_ptr_size_routine routine, void *p,
+                            size_t size)
+{
+  BOUND (void *, routine (p, size));
+}
+
+API void *
+malloc_arena_call_ptr_size_size (malloc_arena *arena, malloc_arena_ptr_size_size_routine routine,
+                                 void *p, size_t n, size_t size)
+{
+  BOUND (void *, routine (p, n, size));
+}
+
+API int
+malloc_arena_call_out_size_size (malloc_arena *arena, malloc_arena_out_size_size_routine routine,
+                                 void **out, size_t align, size_t size)
+{
+  BOUND (int, routine (out, align, size));
+}
+
+API char *
+malloc_arena_call_str (malloc_arena *arena, malloc_arena_str_routine routine, const char *s)
+{
+  BOUND (char *, routine (s));
+}
+
+API char *
+malloc_arena_call_str_size (malloc_arena *arena, malloc_arena_str_size_routine routine,
+                            const char *s, size_t n)
+{
+  BOUND (char *, routine (s, n));
+}
+
+API char *
+malloc_arena_call_str_buf (malloc_arena *arena, malloc_arena_str_buf_routine routine, const char *s,
+                           char *buffer)
+{
+  BOUND (char *, routine (s, buffer));
+}
+
+API wchar_t *
+malloc_arena_call_wcs (malloc_arena *arena, malloc_arena_wcs_routine routine, const wchar_t *s)
+{
+  BOUND (wchar_t *, routine (s));
+}
+
+API int
+malloc_arena_call_printf (malloc_arena *arena, malloc_arena_printf_routine routine, char **out,
+                          const char *format, ...)
+{
+  /* Only asprintf has that type, and only its va_list form can be called from here. */
+  va_list arguments;
+  begin (arena, (void (*) (void))routine);
+  va_start (arguments, format);
+  int result = vasprintf (out, format, arguments);
+  va_end (arguments);
+  ma_arena_leave (arena);
+  return result;
+}
+
+API int
+malloc_arena_call_vprintf (malloc_arena *arena, malloc_arena_vprintf_routine routine, char **out,
+                           const char *format, va_list arguments)
+{
+  BOUND (int, routine (out, format, arguments));
+}
+
+API __ssize_t
+malloc_arena_call_getline (malloc_arena *arena, malloc_arena_getline_routine routine, char **line,
+                           size_t *size, FILE *file)
+{
+  BOUND (__ssize_t, routine (line, size, file));
+}
+
+API __ssize_t
+malloc_arena_call_getdelim (malloc_arena *arena, malloc_arena_getdelim_routine routine, char **line,
+                            size_t *size, int delimiter, FILE *file)
+{
+  BOUND (__ssize_t, routine (line, size, delimiter, file));
+}
+
+API FILE *
+malloc_arena_call_memstream (malloc_arena *arena, malloc_arena_memstream_routine routine,
+                             char **buffer, size_t *size)
+{
+  BOUND (FILE *, routine (buffer, size));
+}

@@ -1,0 +1,72 @@
+#include "receipt.h"
+
+#include <string.h>
+
+#include "dense.h"
+
+static unsigned
+requested (const malloc_arena *arena)
+{
+  unsigned properties = MALLOC_ARENA_GUARDED;
+  if (arena->is_secure)
+    {
+      properties |= MALLOC_ARENA_UNDUMPED;
+      if (arena->lock_policy != MALLOC_ARENA_LOCK_OFF)
+        properties |= MALLOC_ARENA_LOCKED;
+    }
+  if (arena->is_isolated)
+    properties |= MALLOC_ARENA_ISOLATED;
+  properties |= arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT
+                                                             : MALLOC_ARENA_FORK_WIPED;
+  return properties;
+}
+
+void
+ma_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
+{
+  receipt->requested = requested (arena);
+  receipt->mapped_bytes = atomic_load (&arena->mapped);
+  receipt->locked_bytes = atomic_load (&arena->locked);
+  receipt->obtained = receipt->requested;
+  for (unsigned i = 0; i < MALLOC_ARENA_PROPERTIES; i++)
+    {
+      unsigned property = 1u << i;
+      int refused = atomic_load (&arena->refused[i]);
+      /* Whether memory is locked is counted: what was refused once may be given back by now. */
+      if (property == MALLOC_ARENA_LOCKED && receipt->locked_bytes >= receipt->mapped_bytes)
+        refused = 0;
+      receipt->reason[i] = receipt->requested & property ? refused : 0;
+      if (refused)
+        receipt->obtained &= ~property;
+    }
+}
+
+struct sum
+{
+  size_t blocks;
+  size_t bytes;
+  size_t peak;
+};
+
+static void
+add (struct ma_local *local, void *data)
+{
+  struct sum *sum = data;
+  size_t bytes;
+  sum->blocks += ma_dense_live (local, &bytes);
+  sum->bytes += bytes;
+  sum->peak += local->peak_bytes;
+}
+
+void
+ma_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
+{
+  struct sum sum = { 0, 0, 0 };
+  ma_arena_locals (arena, add, &sum);
+  stats->live_blocks = sum.blocks + atomic_load (&arena->large_blocks);
+  stats->live_bytes = sum.bytes + atomic_load (&arena->large_bytes);
+  stats->peak_bytes = sum.peak + atomic_load (&arena->large_peak);
+  stats->limit_bytes = arena->limit;
+  stats->mapped_bytes = atomic_load (&arena->mapped);
+  stats->locked_bytes = atomic_load (&arena->locked);
+}
