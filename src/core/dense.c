@@ -5,7 +5,7 @@
 
 #include "fatal.h"
 #include "large.h"
-#include "wipe.h"
+#include "slot.h"
 
 struct ma_unit ma_no_slab;
 
@@ -14,40 +14,13 @@ enum
   EMPTY_PAGES = 64 /* stay warm in a local arena; more, an eighth, where many are in use */
 };
 
-/* ---- the canary: every byte between the block and the end of its slot ---- */
-
-typedef uint64_t word __attribute__ ((aligned (1), may_alias));
-
-/* The bytes depend on the address modulo 8 only, so that unaligned and aligned words overlap to one
- * picture. */
-static inline uint64_t
-canary_at (uintptr_t at)
-{
-  unsigned bits = (unsigned)(at & 7) * 8;
-  uint64_t c = ma_sealed.canary;
-  return bits ? c >> bits | c << (64 - bits) : c;
-}
-
-static inline void
-canary_set (char *p, size_t size, size_t slot)
-{
-  char *at = p + size;
-  *(word *)at = canary_at ((uintptr_t)at);
-  at = (char *)(((uintptr_t)at + 8) & ~(uintptr_t)7);
-  for (; at < p + slot; at += 8)
-    *(word *)at = ma_sealed.canary;
-}
-
-static inline int
-canary_intact (const char *p, size_t size, size_t slot)
-{
-  const char *at = p + size;
-  uint64_t damage = *(const word *)at ^ canary_at ((uintptr_t)at);
-  at = (const char *)(((uintptr_t)at + 8) & ~(uintptr_t)7);
-  for (; at < p + slot; at += 8)
-    damage |= *(const word *)at ^ ma_sealed.canary;
-  return damage == 0;
-}
+/* clang-format off */
+#define X16(byte) byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte
+#define X192(byte) X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte)
+const unsigned char ma_slot_masks[384] = { X192 (0), X192 (255) };
+#undef X192
+#undef X16
+/* clang-format on */
 
 /* ---- the slot of an address ---- */
 
@@ -91,9 +64,9 @@ wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
   return 1;
 }
 
-/* The whole chain from an address to a live block, asserted; its size. */
+/* The whole chain from an address to a live slot, asserted; the block's size. */
 static inline size_t
-checked (const struct ma_unit *unit, const char *p, unsigned slot)
+live_size (const struct ma_unit *unit, const char *p, unsigned slot)
 {
   if (unlikely (slot >= unit->avail || p != unit->base + (size_t)slot * unit->slot
                 || (__atomic_load_n (&unit->free[slot / 64], __ATOMIC_RELAXED) & bit_of (slot))))
@@ -101,7 +74,15 @@ checked (const struct ma_unit *unit, const char *p, unsigned slot)
   size_t size = unit->sizes[slot];
   if (unlikely (size > unit->slot - (size_t)MA_CANARY))
     ma_fatal_block ("metadata corrupt", p, unit->local->arena->name);
-  if (unlikely (!canary_intact (p, size, unit->slot)) && !wiped_by_fork (unit, p, size))
+  return size;
+}
+
+static size_t
+checked (const struct ma_unit *unit, const char *p, unsigned slot)
+{
+  size_t size = live_size (unit, p, slot);
+  if (unlikely (!slot_is_intact (p, size, unit->slot, unit->group))
+      && !wiped_by_fork (unit, p, size))
     crime (unit, p, slot);
   return size;
 }
@@ -338,6 +319,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
     }
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[class];
+  unit->group = (uint8_t)ma_slot_group (unit->slot);
   unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
   unit->opened = 0;
   unit->avail = 0;
@@ -453,7 +435,7 @@ account (struct ma_local *local, size_t size)
 }
 
 /* The first free slot of the word that UNIT's hint names, which has one. */
-static inline MA_HOT void *
+MA_INLINE void *
 take_slot (struct ma_local *local, struct ma_unit *unit, size_t size)
 {
   unsigned at = unit->hint;
@@ -470,9 +452,8 @@ take_slot (struct ma_local *local, struct ma_unit *unit, size_t size)
   if (last != first)
     page_used (local, unit, last);
   account (local, size);
-  if (local->is_verified && unlikely (!ma_is_zero (p, slot)))
+  if (unlikely (!slot_take (p, size, slot, unit->group, local->is_verified)))
     ma_fatal_block ("use after wipe", p, local->arena->name);
-  canary_set (p, size, slot);
   return p;
 }
 
@@ -543,7 +524,7 @@ alloc_slow (struct ma_local *local, unsigned class, size_t size)
   return take_slot (local, unit, size);
 }
 
-MA_HOT void *
+MA_CLONED void *
 ma_dense_alloc (struct ma_local *local, size_t size)
 {
   unsigned class = ma_class_of (size);
@@ -622,14 +603,27 @@ free_remote (struct ma_unit *unit, unsigned slot, const void *p)
     }
 }
 
-MA_HOT void
+static __attribute__ ((noinline, cold)) void
+damaged (const struct ma_unit *unit, char *p, unsigned slot, size_t size)
+{
+  if (!wiped_by_fork (unit, p, size))
+    crime (unit, p, slot);
+  ma_wipe_inline (p, unit->slot);
+}
+
+MA_CLONED void
 ma_dense_free (struct ma_unit *unit, void *p)
 {
   unsigned slot = slot_of (unit, p);
-  size_t size = checked (unit, p, slot);
+  size_t size = live_size (unit, p, slot);
   struct ma_local *local = unit->local;
   if (likely (local->is_wiped))
-    ma_wipe_slot (p, unit->slot);
+    {
+      if (unlikely (!slot_give (p, size, unit->slot, unit->group)))
+        damaged (unit, p, slot, size);
+    }
+  else if (unlikely (!slot_is_intact (p, size, unit->slot, unit->group)))
+    crime (unit, p, slot);
   if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
     {
       free_remote (unit, slot, p);
@@ -698,16 +692,14 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
   if (size + MA_CANARY > unit->slot || size < unit->slot / 4u
       || atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self)
     return 0;
-  if (size < before && local->is_wiped)
-    ma_wipe_inline ((char *)p + size, before - size);
+  /* What the block leaves, or the old canary, which must not be read as the longer block's data. */
+  size_t kept = size < before ? size : before;
+  ma_wipe_inline ((char *)p + kept, unit->slot - kept);
   local->live_bytes += size - before;
   if (local->live_bytes > local->peak_bytes)
     local->peak_bytes = local->live_bytes;
   unit->sizes[slot] = (uint16_t)size;
-  /* The old canary must not be read as data of the longer block. */
-  if (size > before)
-    ma_wipe_inline ((char *)p + before, size - before);
-  canary_set (p, size, unit->slot);
+  slot_canary_roomy (p, size, unit->slot);
   return 1;
 }
 

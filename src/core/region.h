@@ -72,6 +72,7 @@ struct ma_unit
   uint16_t avail;         /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
+  uint8_t group;  /* of slot sizes, see slot.h */
   uint8_t hint;   /* word of FREE to look at first */
   uint8_t listed; /* in its class's list, or current: not full */
   uint8_t state;  /* MA_UNIT_OPEN, ... */

@@ -1,6 +1,4 @@
 /* wipe.h - making bytes zero so that they are zero, and seeing that they still are.
- *
- * Slots are multiples of 16 bytes at multiples of 16; the inline loops rely on it.
  */
 #ifndef MA_WIPE_H
 #define MA_WIPE_H
@@ -19,26 +17,6 @@ ma_wipe_inline (void *p, size_t n)
 {
   memset (p, 0, n);
   __asm__ volatile ("" : : "r"(p) : "memory");
-}
-
-/* A slot: short ones inline, as a call costs more than the stores. */
-static inline void
-ma_wipe_slot (void *p, size_t n)
-{
-  if (n > 256)
-    {
-      ma_wipe_inline (p, n);
-      return;
-    }
-  ma_v16 *q = p;
-  ma_v16 *end = (ma_v16 *)((char *)p + n);
-  do
-    {
-      *q++ = (ma_v16){ 0, 0 };
-      /* Keeps the loop a loop: the compiler would make it a call of memset. */
-      __asm__ volatile ("" : "+r"(q) : : "memory");
-    }
-  while (q != end);
 }
 
 /* Whether all N bytes at P are zero; both multiples of 16. */
