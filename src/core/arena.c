@@ -36,6 +36,28 @@ hand_over (struct ma_local *local)
   pthread_mutex_unlock (&local->lock);
 }
 
+static void before_fork (void);
+static void after_fork (void);
+static void in_child (void);
+static void end_thread (void *data);
+
+static void
+init_once (void)
+{
+  pthread_key_create (&at_thread_exit, end_thread);
+  pthread_atfork (before_fork, after_fork, in_child);
+}
+
+static int
+init (void)
+{
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  int refused = ma_region_init ();
+  if (refused == 0)
+    pthread_once (&once, init_once);
+  return refused;
+}
+
 static void
 end_thread (void *data)
 {
@@ -67,6 +89,8 @@ this_thread (void)
   struct ma_thread *thread = ma_self;
   if (likely (thread != NULL))
     return thread;
+  if (init ())
+    return NULL;
   pthread_mutex_lock (&table_lock);
   thread = unused_threads;
   if (thread)
@@ -99,7 +123,7 @@ ma_local_reclaim (struct ma_local *local)
   malloc_arena *arena = local->arena;
   size_t before = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
   ma_large_flush (local);
-  ma_dense_trim (local, 1);
+  ma_dense_trim (local);
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
 }
 
@@ -127,7 +151,6 @@ init_local (struct ma_local *local, malloc_arena *arena)
   local->threshold = arena->threshold;
   local->is_wiped = arena->is_secure;
   local->is_verified = arena->is_verified;
-  local->empty_most = 64;
   for (unsigned class = 0; class < MA_CLASSES; class ++)
     local->current[class] = &ma_no_slab;
   pthread_mutex_init (&local->lock, NULL);
@@ -396,23 +419,6 @@ in_child (void)
 }
 
 /* ---- arenas ---- */
-
-static void
-init_once (void)
-{
-  pthread_key_create (&at_thread_exit, end_thread);
-  pthread_atfork (before_fork, after_fork, in_child);
-}
-
-static int
-init (void)
-{
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  int refused = ma_region_init ();
-  if (refused == 0)
-    pthread_once (&once, init_once);
-  return refused;
-}
 
 /* Ended arenas are used again late, oldest first: until then a stale handle is seen as one. */
 enum

@@ -38,9 +38,6 @@ int ma_arena_delete (malloc_arena *arena);
 /* Aborts unless ARENA is the handle of a live arena. */
 void ma_arena_check (const malloc_arena *arena);
 
-/* As ma_alloc, at a multiple of ALIGN, a power of two. */
-void *ma_aligned (struct ma_local *local, size_t size, size_t align);
-
 /* Gives what the calling thread's parts of all arenas keep warm back to the kernel; whether that was
  * anything. */
 int ma_arena_trim (void);

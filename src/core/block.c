@@ -1,9 +1,8 @@
-/* block.c - one block, wherever it lies: what runtime.h declares. */
+#include "block.h"
+
 #include <errno.h>
 #include <string.h>
 
-#include "arena.h"
-#include "dense.h"
 #include "fatal.h"
 #include "large.h"
 #include "wipe.h"

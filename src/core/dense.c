@@ -11,7 +11,7 @@ struct ma_unit ma_no_slab;
 
 enum
 {
-  EMPTY_PAGES = 64 /* stay warm in a local arena; more, an eighth, where many are in use */
+  WARM_PAGES = 32 /* that nobody uses stay present in a local arena */
 };
 
 /* clang-format off */
@@ -37,6 +37,179 @@ bit_of (unsigned slot)
   return (uint64_t)1 << (slot & 63);
 }
 
+/* ---- pages ---- */
+
+static inline uint16_t
+page_bits (unsigned from, unsigned to)
+{
+  return (uint16_t)(((1u << to) - 1) & ~((1u << from) - 1));
+}
+
+static inline size_t
+page_count (uint16_t bits)
+{
+  return (size_t)__builtin_popcount (bits);
+}
+
+/* The slots that touch the pages FROM to TO: [*FIRST, *END). */
+static inline void
+slots_of_pages (const struct ma_unit *unit, unsigned from, unsigned to, unsigned *first,
+                unsigned *end)
+{
+  *first = (unsigned)(((size_t)from << MA_PAGE_SHIFT) / unit->slot);
+  *end = (unsigned)((((size_t)to << MA_PAGE_SHIFT) + unit->slot - 1) / unit->slot);
+  if (*end > unit->avail)
+    *end = unit->avail;
+}
+
+static inline uint64_t
+word_bits (unsigned at, unsigned first, unsigned end)
+{
+  unsigned low = first > at * 64 ? first - at * 64 : 0;
+  unsigned high = end < at * 64 + 64 ? end - at * 64 : 64;
+  return (high == 64 ? UINT64_MAX : ((uint64_t)1 << high) - 1) & ~(((uint64_t)1 << low) - 1);
+}
+
+static void
+set_free (struct ma_unit *unit, unsigned first, unsigned end, int is_free)
+{
+  for (unsigned at = first / 64; at * 64 < end; at++)
+    {
+      uint64_t bits = word_bits (at, first, end);
+      unit->free[at] = is_free ? unit->free[at] | bits : unit->free[at] & ~bits;
+    }
+}
+
+/* Whether no live slot touches the page. One that also touches a page that is away is free, though
+ * its bit is not set. */
+static int
+is_page_empty (const struct ma_unit *unit, unsigned page)
+{
+  unsigned first;
+  unsigned end;
+  slots_of_pages (unit, page, page + 1, &first, &end);
+  if (page > 0 && (unit->away >> (page - 1) & 1)
+      && first * (size_t)unit->slot < (size_t)page << MA_PAGE_SHIFT)
+    first++;
+  if (page + 1 < unit->opened && (unit->away >> (page + 1) & 1)
+      && end * (size_t)unit->slot > (size_t)(page + 1) << MA_PAGE_SHIFT)
+    end--;
+  for (unsigned at = first / 64; at * 64 < end; at++)
+    {
+      uint64_t bits = word_bits (at, first, end);
+      if ((unit->free[at] & bits) != bits)
+        return 0;
+    }
+  return 1;
+}
+
+/* Present pages without a live slot. */
+static uint16_t
+empty_pages (const struct ma_unit *unit)
+{
+  uint16_t empty = 0;
+  for (unsigned page = 0; page < unit->opened; page++)
+    if (!(unit->away >> page & 1) && is_page_empty (unit, page))
+      empty |= (uint16_t)(1u << page);
+  return empty;
+}
+
+/* Calls the kernel for each run of pages in BITS. */
+#define FOR_RUNS(bits, from, to)                                                                   \
+  for (unsigned from = 0, to = 0;                                                                  \
+       (from = to + (unsigned)__builtin_ctz ((unsigned)(bits) >> to | 1u << 16)) < MA_UNIT_PAGES   \
+       && (to = from + (unsigned)__builtin_ctz (~((unsigned)(bits) >> from)), 1);)
+
+/* Gives those pages back. Their slots are not to be had until they are recalled. */
+static void
+discard (struct ma_unit *unit, uint16_t pages)
+{
+  FOR_RUNS (pages, from, to)
+  {
+    char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+    if (os_discard (p, (size_t)(to - from) << MA_PAGE_SHIFT, unit->locked != 0))
+      continue;
+    unsigned first;
+    unsigned end;
+    slots_of_pages (unit, from, to, &first, &end);
+    set_free (unit, first, end, 0);
+    unit->away |= page_bits (from, to);
+  }
+}
+
+/* Has all pages that are away present again, in one step rather than by two faults each (the zero
+ * check would map the shared zero page first). */
+static void
+recall (struct ma_unit *unit)
+{
+  FOR_RUNS (unit->away, from, to)
+  {
+    unsigned first;
+    unsigned end;
+    os_populate (unit->base + ((size_t)from << MA_PAGE_SHIFT), (size_t)(to - from) << MA_PAGE_SHIFT);
+    slots_of_pages (unit, from, to, &first, &end);
+    set_free (unit, first, end, 1);
+  }
+  unit->away = 0;
+}
+
+static int
+is_away (const struct ma_unit *unit, unsigned slot)
+{
+  size_t offset = (size_t)slot * unit->slot;
+  return (unit->away & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
+                                  (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
+         != 0;
+}
+
+static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
+
+/* Opens the next pages of the slab: as many as there are, so that small users hold little and large
+ * ones ask seldom. 0 or an errno. */
+static int
+extend (struct ma_local *local, struct ma_unit *unit)
+{
+  malloc_arena *arena = local->arena;
+  unsigned from = unit->opened;
+  unsigned to = from == 0 ? 1 : 2 * from;
+  if (to > MA_SLAB_PAGES)
+    to = MA_SLAB_PAGES;
+  char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+  size_t size = (size_t)(to - from) << MA_PAGE_SHIFT;
+  if (ma_heap_charge (arena, size))
+    return ENOMEM;
+  int locked;
+  int refused = ma_heap_lock (arena, p, size, &locked);
+  /* The limit may be spent on what nobody uses. */
+  if (refused)
+    {
+      ma_large_flush (local);
+      give_empty (local, 0, unit);
+      refused = ma_heap_lock (arena, p, size, &locked);
+    }
+  if (refused && (refused = ma_heap_unlockable (arena, refused)))
+    {
+      ma_heap_refund (arena, size);
+      return refused;
+    }
+  /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
+   * is never present and counts for nothing else. */
+  if (locked && to == MA_SLAB_PAGES)
+    os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
+  os_populate (p, size);
+  unit->locked |= locked ? page_bits (from, to) : 0;
+  unit->opened = (uint8_t)to;
+  unsigned avail = (unsigned)(((size_t)to << MA_PAGE_SHIFT) / unit->slot);
+  if (avail > MA_SLOTS)
+    avail = MA_SLOTS;
+  set_free (unit, unit->avail, avail, 1);
+  unit->hint = (uint8_t)(unit->avail / 64);
+  unit->avail = (uint16_t)avail;
+  return 0;
+}
+
+/* ---- the check ---- */
+
 static _Noreturn __attribute__ ((cold, noinline)) void
 crime (const struct ma_unit *unit, const void *p, unsigned slot)
 {
@@ -45,6 +218,8 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
     ma_fatal_block ("invalid free", p, name);
   uint64_t freed = unit->free[slot / 64]
                    | atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed);
+  if (is_away (unit, slot))
+    freed |= bit_of (slot);
   if ((const char *)p != unit->base + (size_t)slot * unit->slot)
     ma_fatal_block (freed & bit_of (slot) ? "invalid free" : "interior pointer", p, name);
   if (freed & bit_of (slot))
@@ -56,7 +231,8 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
 static __attribute__ ((cold, noinline)) int
 wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 {
-  if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked)
+  if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked
+      || is_away (unit, slot_of (unit, p)))
     return 0;
   for (const char *at = p + size; at < p + unit->slot; at++)
     if (*at != 0)
@@ -91,120 +267,6 @@ size_t
 ma_dense_check (struct ma_unit *unit, const void *p)
 {
   return checked (unit, p, slot_of (unit, p));
-}
-
-/* ---- pages ---- */
-
-static inline uint16_t
-page_bits (unsigned from, unsigned to)
-{
-  return (uint16_t)(((1u << to) - 1) & ~((1u << from) - 1));
-}
-
-static inline size_t
-page_count (uint16_t bits)
-{
-  return (size_t)__builtin_popcount (bits);
-}
-
-/* Written, not read: a read would map the shared zero page and fault twice. */
-static __attribute__ ((noinline)) void
-page_in (struct ma_unit *unit, unsigned page)
-{
-  *(volatile char *)(unit->base + ((size_t)page << MA_PAGE_SHIFT)) = 0;
-  unit->resident |= (uint16_t)(1u << page);
-}
-
-static inline void
-page_used (struct ma_local *local, struct ma_unit *unit, unsigned page)
-{
-  if (unit->page_live[page]++ == 0)
-    {
-      if (unlikely (!(unit->resident >> page & 1)))
-        page_in (unit, page);
-      else
-        local->empty_pages--;
-    }
-}
-
-static inline void
-page_unused (struct ma_local *local, struct ma_unit *unit, unsigned page)
-{
-  if (--unit->page_live[page] == 0)
-    local->empty_pages++;
-}
-
-static void trim_but (struct ma_local *local, const struct ma_unit *kept);
-
-/* Opens the next pages of the slab: twice as many as there are, so that small users hold little and
- * large ones ask seldom. 0 or an errno. */
-static int
-extend (struct ma_local *local, struct ma_unit *unit)
-{
-  malloc_arena *arena = local->arena;
-  unsigned from = unit->opened;
-  unsigned to = from == 0 ? 1 : 2 * from;
-  if (to > MA_SLAB_PAGES)
-    to = MA_SLAB_PAGES;
-  char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
-  size_t size = (size_t)(to - from) << MA_PAGE_SHIFT;
-  if (ma_heap_charge (arena, size))
-    return ENOMEM;
-  int locked;
-  int refused = ma_heap_lock (arena, p, size, &locked);
-  /* The limit may be spent on what nobody uses. */
-  if (refused)
-    {
-      ma_large_flush (local);
-      trim_but (local, unit);
-      refused = ma_heap_lock (arena, p, size, &locked);
-    }
-  if (refused && (refused = ma_heap_unlockable (arena, refused)))
-    {
-      ma_heap_refund (arena, size);
-      return refused;
-    }
-  /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
-   * is never present and counts for nothing else. */
-  if (locked && to == MA_SLAB_PAGES)
-    os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
-  os_populate (p, size);
-  uint16_t bits = page_bits (from, to);
-  unit->resident |= bits;
-  unit->locked |= locked ? bits : 0;
-  unit->opened = (uint8_t)to;
-  local->empty_pages += to - from;
-  unsigned avail = (unsigned)(((size_t)to << MA_PAGE_SHIFT) / unit->slot);
-  if (avail > MA_SLOTS)
-    avail = MA_SLOTS;
-  for (unsigned slot = unit->avail; slot < avail; slot++)
-    unit->free[slot / 64] |= bit_of (slot);
-  unit->hint = (uint8_t)(unit->avail / 64);
-  unit->avail = (uint16_t)avail;
-  return 0;
-}
-
-/* Present pages without a live slot go back, in runs. */
-static void
-discard_empty (struct ma_local *local, struct ma_unit *unit)
-{
-  for (unsigned page = 0; page < unit->opened;)
-    {
-      unsigned from = page;
-      while (page < unit->opened && (unit->resident >> page & 1) && unit->page_live[page] == 0)
-        page++;
-      if (page == from)
-        {
-          page++;
-          continue;
-        }
-      char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
-      if (os_discard (p, (size_t)(page - from) << MA_PAGE_SHIFT, unit->locked != 0) == 0)
-        {
-          unit->resident &= (uint16_t)~page_bits (from, page);
-          local->empty_pages -= page - from;
-        }
-    }
 }
 
 /* ---- slabs ---- */
@@ -278,7 +340,6 @@ static void
 close_slab (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = local->arena;
-  local->empty_pages -= page_count (unit->resident);
   if (os_release (unit->base, MA_UNIT) == 0)
     unit->state = 0;
   else
@@ -287,7 +348,7 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   ma_heap_refund (arena, (size_t)unit->opened << MA_PAGE_SHIFT);
   memset (unit->free, 0, sizeof unit->free);
   unit->locked = 0;
-  unit->resident = 0;
+  unit->away = 0;
   unit->opened = 0;
   unit->avail = 0;
   put_idle (local, unit);
@@ -323,9 +384,8 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
   unit->opened = 0;
   unit->avail = 0;
-  unit->resident = 0;
+  unit->away = 0;
   unit->locked = 0;
-  memset (unit->page_live, 0, sizeof unit->page_live);
   memset (unit->free, 0, sizeof unit->free);
   unit->kind = MA_UNIT_DENSE;
   *refused = extend (local, unit);
@@ -337,88 +397,70 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   return unit;
 }
 
-struct ma_unit *
-ma_dense_next (struct ma_local *local, struct ma_unit *unit)
+/* Walks the slabs of a local arena: *HEAP is where UNIT, the last one, lies. */
+static struct ma_unit *
+next_used (struct ma_unit **heap, struct ma_unit *unit)
 {
-  /* The heap that UNIT is in; heaps are few, and walks are not for the fast paths. */
-  struct ma_unit *heap = local->heaps;
-  if (unit != NULL)
+  while (*heap != NULL)
     {
-      while (!(unit >= heap && unit < heap + heap->heap_units))
-        heap = heap->heap_next;
-      unit++;
-    }
-  else
-    unit = heap;
-  while (heap != NULL)
-    {
-      for (; unit < heap + heap->heap_units; unit++)
+      for (unit = unit ? unit + 1 : *heap; unit < *heap + (*heap)->heap_units; unit++)
         if (unit->kind == MA_UNIT_DENSE)
           return unit;
-      heap = heap->heap_next;
-      unit = heap;
+      *heap = (*heap)->heap_next;
+      unit = NULL;
     }
   return NULL;
 }
 
-static int
-is_empty (const struct ma_unit *unit)
-{
-  unsigned live = 0;
-  for (unsigned page = 0; page < unit->opened; page++)
-    live |= unit->page_live[page];
-  return live == 0;
-}
-
-/* Gives back empty pages and slabs, but of the slab KEPT, and of current ones unless ALL. */
+/* Gives back pages without a live slot, and slabs without one, as long as more than KEEP such pages
+ * are left. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
 static void
-give_empty (struct ma_local *local, int all, const struct ma_unit *kept)
+give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
 {
-  size_t pages = 0;
-  for (struct ma_unit *heap = local->heaps; heap != NULL; heap = heap->heap_next)
-    for (struct ma_unit *unit = heap; unit < heap + heap->heap_units; unit++)
-      {
-        if (unit->kind != MA_UNIT_DENSE || unit == kept)
+  size_t idle = 0;
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; keep && (unit = next_used (&heap, unit));)
+    idle += page_count (empty_pages (unit));
+  heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    {
+      int is_current = local->current[unit->class] == unit;
+      if (unit == kept)
+        continue;
+      if (keep && idle <= keep)
+        return;
+      uint16_t empty = empty_pages (unit);
+      idle -= page_count (empty);
+      if ((empty | unit->away) != page_bits (0, unit->opened) || (keep && is_current))
+        {
+          discard (unit, empty);
           continue;
-        int is_current = local->current[unit->class] == unit;
-        if (is_empty (unit) && (all || !is_current))
-          {
-            if (is_current)
-              local->current[unit->class] = &ma_no_slab;
-            else if (unit->listed)
-              unlist (local, unit);
-            close_slab (local, unit);
-            continue;
-          }
-        if (all || !is_current)
-          discard_empty (local, unit);
-        pages += unit->opened;
-      }
-  local->empty_most = pages / 8 > EMPTY_PAGES ? pages / 8 : EMPTY_PAGES;
-}
-
-static void
-trim_but (struct ma_local *local, const struct ma_unit *kept)
-{
-  give_empty (local, 1, kept);
+        }
+      if (is_current)
+        local->current[unit->class] = &ma_no_slab;
+      else if (unit->listed)
+        unlist (local, unit);
+      close_slab (local, unit);
+    }
 }
 
 void
-ma_dense_trim (struct ma_local *local, int all)
+ma_dense_trim (struct ma_local *local)
 {
   ma_dense_collect (local);
-  give_empty (local, all, NULL);
+  give_empty (local, 0, NULL);
 }
 
+/* Called when the live bytes have fallen to half of what they were when memory was last opened or
+ * given back: the work is in proportion to what was freed, and what stays is small when all is. */
 static __attribute__ ((noinline)) void
 trim (struct ma_local *local)
 {
   int saved = errno;
   pthread_mutex_lock (&local->lock);
-  ma_dense_trim (local, 0);
-  /* What current slabs keep is theirs; beyond it the next trim must not come at once. */
-  if (local->empty_pages > local->empty_most)
-    ma_dense_trim (local, 1);
+  ma_dense_collect (local);
+  give_empty (local, WARM_PAGES, NULL);
+  local->low_water = (local->live_bytes + 1) / 2;
   pthread_mutex_unlock (&local->lock);
   errno = saved;
 }
@@ -428,10 +470,10 @@ trim (struct ma_local *local)
 static inline void
 account (struct ma_local *local, size_t size)
 {
-  local->live_blocks++;
-  local->live_bytes += size;
-  if (local->live_bytes > local->peak_bytes)
-    local->peak_bytes = local->live_bytes;
+  size_t live = local->live_bytes + size;
+  local->live_bytes = live;
+  if (live > local->peak_bytes)
+    local->peak_bytes = live;
 }
 
 /* The first free slot of the word that UNIT's hint names, which has one. */
@@ -442,15 +484,9 @@ take_slot (struct ma_local *local, struct ma_unit *unit, size_t size)
   uint64_t free = unit->free[at];
   unsigned i = at * 64 + (unsigned)__builtin_ctzl (free);
   size_t slot = unit->slot;
-  size_t offset = i * slot;
-  char *p = unit->base + offset;
+  char *p = unit->base + i * slot;
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
   unit->sizes[i] = (uint16_t)size;
-  unsigned first = (unsigned)(offset >> MA_PAGE_SHIFT);
-  unsigned last = (unsigned)((offset + slot - 1) >> MA_PAGE_SHIFT);
-  page_used (local, unit, first);
-  if (last != first)
-    page_used (local, unit, last);
   account (local, size);
   if (unlikely (!slot_take (p, size, slot, unit->group, local->is_verified)))
     ma_fatal_block ("use after wipe", p, local->arena->name);
@@ -461,14 +497,18 @@ take_slot (struct ma_local *local, struct ma_unit *unit, size_t size)
 static int
 find_word (struct ma_unit *unit)
 {
-  unsigned words = (unit->avail + 63u) / 64;
-  for (unsigned at = 0; at < words; at++)
-    if (unit->free[at])
-      {
-        unit->hint = (uint8_t)at;
-        return 1;
-      }
-  return 0;
+  for (;;)
+    {
+      for (unsigned at = 0; at * 64 < unit->avail; at++)
+        if (unit->free[at])
+          {
+            unit->hint = (uint8_t)at;
+            return 1;
+          }
+      if (!unit->away)
+        return 0;
+      recall (unit);
+    }
 }
 
 /* The class's next slab with room: what was freed meanwhile, the listed ones, more pages, a new
@@ -520,6 +560,8 @@ alloc_slow (struct ma_local *local, unsigned class, size_t size)
       errno = ENOMEM;
       return NULL;
     }
+  if (local->low_water < local->live_bytes / 2)
+    local->low_water = local->live_bytes / 2;
   errno = saved;
   return take_slot (local, unit, size);
 }
@@ -549,17 +591,6 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
 }
 
 /* ---- free ---- */
-
-static inline void
-give_back (struct ma_local *local, struct ma_unit *unit, unsigned slot)
-{
-  size_t offset = (size_t)slot * unit->slot;
-  unsigned first = (unsigned)(offset >> MA_PAGE_SHIFT);
-  unsigned last = (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT);
-  page_unused (local, unit, first);
-  if (last != first)
-    page_unused (local, unit, last);
-}
 
 static __attribute__ ((noinline)) void
 relist (struct ma_local *local, struct ma_unit *unit)
@@ -595,8 +626,11 @@ free_remote (struct ma_unit *unit, unsigned slot, const void *p)
       if (atomic_load_explicit (&local->owner, memory_order_relaxed) == MA_NOBODY)
         {
           ma_dense_collect (local);
-          if (local->empty_pages > local->empty_most)
-            ma_dense_trim (local, 1);
+          if (local->live_bytes < local->low_water)
+            {
+              give_empty (local, WARM_PAGES, NULL);
+              local->low_water = (local->live_bytes + 1) / 2;
+            }
         }
       pthread_mutex_unlock (&local->lock);
       errno = saved;
@@ -629,15 +663,13 @@ ma_dense_free (struct ma_unit *unit, void *p)
       free_remote (unit, slot, p);
       return;
     }
-  give_back (local, unit, slot);
-  local->live_blocks--;
   local->live_bytes -= size;
   unsigned at = slot / 64;
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
   if (unlikely (!unit->listed))
     relist (local, unit);
-  if (unlikely (local->empty_pages > local->empty_most))
+  if (unlikely (local->live_bytes < local->low_water))
     trim (local);
 }
 
@@ -666,12 +698,7 @@ ma_dense_collect (struct ma_local *local)
                                 + (at * 64 + (unsigned)__builtin_ctzl (twice)) * (size_t)unit->slot,
                             local->arena->name);
           for (uint64_t rest = freed; rest; rest &= rest - 1)
-            {
-              unsigned slot = at * 64 + (unsigned)__builtin_ctzl (rest);
-              give_back (local, unit, slot);
-              local->live_blocks--;
-              local->live_bytes -= unit->sizes[slot];
-            }
+            local->live_bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (rest)];
           __atomic_store_n (&unit->free[at], unit->free[at] | freed, __ATOMIC_RELAXED);
           freed_any = 1;
         }
@@ -708,20 +735,21 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
 size_t
 ma_dense_live (struct ma_local *local, size_t *bytes)
 {
-  size_t blocks = __atomic_load_n (&local->live_blocks, __ATOMIC_RELAXED);
+  size_t blocks = 0;
   *bytes = __atomic_load_n (&local->live_bytes, __ATOMIC_RELAXED);
-  for (struct ma_unit *unit = ma_dense_next (local, NULL); unit; unit = ma_dense_next (local, unit))
-    {
-      if (!atomic_load_explicit (&unit->queued, memory_order_acquire))
-        continue;
-      for (unsigned at = 0; at < (unit->avail + 63u) / 64; at++)
-        for (uint64_t rest = atomic_load_explicit (&unit->remote[at], memory_order_acquire); rest;
-             rest &= rest - 1)
-          {
-            blocks--;
-            *bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (rest)];
-          }
-    }
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    for (unsigned at = 0; at * 64 < unit->avail; at++)
+      {
+        uint64_t remote = atomic_load_explicit (&unit->remote[at], memory_order_acquire);
+        uint64_t used = ~(__atomic_load_n (&unit->free[at], __ATOMIC_RELAXED) | remote)
+                        & word_bits (at, 0, unit->avail);
+        for (; unlikely (unit->away && used); used &= used - 1)
+          blocks += !is_away (unit, at * 64 + (unsigned)__builtin_ctzl (used));
+        blocks += (size_t)__builtin_popcountl (used);
+        for (; remote; remote &= remote - 1)
+          *bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (remote)];
+      }
   return blocks;
 }
 
@@ -729,10 +757,10 @@ void
 ma_dense_after_fork (struct ma_local *local)
 {
   malloc_arena *arena = local->arena;
-  local->empty_pages = 0;
   /* A thread that is not here may have been between marking a slab as queued and queueing it. */
   atomic_store (&local->queue, NULL);
-  for (struct ma_unit *unit = ma_dense_next (local, NULL); unit; unit = ma_dense_next (local, unit))
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {
       if (unit->state & MA_UNIT_FORK_WIPE)
         os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
@@ -750,15 +778,13 @@ ma_dense_after_fork (struct ma_local *local)
           unit->queue_next = atomic_load (&local->queue);
           atomic_store (&local->queue, unit);
         }
-      for (unsigned page = 0; page < unit->opened; page++)
-        local->empty_pages += (unit->resident >> page & 1) && unit->page_live[page] == 0;
     }
 }
 
 void
 ma_dense_end (struct ma_local *local)
 {
-  ma_dense_trim (local, 1);
+  ma_dense_trim (local);
   while (local->heaps)
     {
       struct ma_unit *heap = local->heaps;

@@ -28,9 +28,8 @@ int ma_dense_resize (struct ma_unit *unit, void *p, size_t size);
 
 /* Takes in what other threads freed. By whoever may act as owner, with the lock held. */
 void ma_dense_collect (struct ma_local *local);
-/* Gives pages without a live slot back, and slabs without one; with ALL also the warm ones and those
- * in use for the next request. Lock held. */
-void ma_dense_trim (struct ma_local *local, int all);
+/* Gives all pages without a live slot back, also the warm ones. As collect. */
+void ma_dense_trim (struct ma_local *local);
 
 /* In a forked child: guards, locks, queues and counts as they must be for the one thread there. Lock
  * held. */
@@ -40,8 +39,5 @@ void ma_dense_after_fork (struct ma_local *local);
 size_t ma_dense_live (struct ma_local *local, size_t *bytes);
 /* All heaps back to the region; nothing may live. Lock held. */
 void ma_dense_end (struct ma_local *local);
-
-/* For walks, lock held: the next used unit of LOCAL after UNIT (NULL: the first). */
-struct ma_unit *ma_dense_next (struct ma_local *local, struct ma_unit *unit);
 
 #endif

@@ -57,10 +57,8 @@ struct ma_local
   int is_wiped;
   int is_verified;
   size_t live_bytes;
-  size_t live_blocks;
   size_t peak_bytes;
-  size_t empty_pages; /* present pages without a live slot */
-  size_t empty_most;
+  size_t low_water; /* fewer live bytes lead to a look for pages that nobody uses */
   struct ma_unit *current[MA_CLASSES]; /* ma_no_slab where there is none */
   struct ma_unit *partial[MA_CLASSES]; /* others with room */
   /* Units: in use they are found through the heaps; idle ones are listed. */

@@ -11,8 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "arena.h"
 #include "bind.h"
+#include "block.h"
 #include "fatal.h"
 #include "options.h"
 #include "wipe.h"
@@ -238,7 +238,7 @@ malloc (size_t size)
   struct ma_local *local = ma_active;
   if (likely (local == NULL))
     return next.routine.malloc (size);
-  return ma_alloc (local, size);
+  return ma_block_alloc (local, size);
 }
 
 API MA_HOT void
@@ -251,7 +251,7 @@ free (void *p)
       next.routine.free (p);
       return;
     }
-  ma_release (p);
+  ma_block_free (p);
 }
 
 API MA_HOT void *
@@ -450,7 +450,7 @@ malloc_arena_call_size (malloc_arena *arena, malloc_arena_size_routine routine, 
       ma_bind_check ((void (*) (void))routine);
       ma_arena_check (arena);
       struct ma_local *local = ma_local_of (arena);
-      return local ? ma_alloc (local, size) : NULL;
+      return local ? ma_block_alloc (local, size) : NULL;
     }
   BOUND (void *, routine (size));
 }

@@ -125,7 +125,7 @@ ma_region_init (void)
       /* Under a limit of address space (RLIMIT_AS, strict overcommit) a smaller region does, down
        * to what a small program needs. */
       size_t size = asked & ~(MA_UNIT - 1);
-      while ((refused = reserve (size)) == ENOMEM && size > ((size_t)64 << 20))
+      while ((refused = reserve (size)) != 0 && size > ((size_t)64 << 20))
         size /= 4;
       if (refused == 0 && ma_options ()->verbose == MA_VERBOSE)
         {

@@ -60,8 +60,8 @@ enum ma_large_state
   MA_LARGE_FREED
 };
 
-/* All that is known of 16 pages. The first cache line is what a free reads; a page count and a bit
- * word are what it writes. Sized so that neighbours do not fall into the same cache sets. */
+/* All that is known of 16 pages. The first cache line is what a free reads; a hint and a bit word
+ * are what it writes. Sized so that neighbours do not fall into the same cache sets. */
 struct ma_unit
 {
   char *base;
@@ -77,11 +77,10 @@ struct ma_unit
   uint8_t listed; /* in its class's list, or current: not full */
   uint8_t state;  /* MA_UNIT_OPEN, ... */
   uint8_t opened; /* pages, from the first */
-  uint16_t resident; /* bit by page: present in memory */
-  uint16_t locked;   /* bit by page */
+  uint16_t away;   /* bit by page: given back to the kernel, with all its slots */
+  uint16_t locked; /* bit by page */
   _Atomic uint8_t queued;    /* in its local arena's queue of remote frees */
   _Atomic uint8_t large;     /* enum ma_large_state */
-  uint16_t page_live[MA_UNIT_PAGES]; /* live slots that touch the page */
   struct ma_unit *next;              /* class list, warm list */
   struct ma_unit *previous;
   struct ma_unit *queue_next;
