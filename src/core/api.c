@@ -9,8 +9,6 @@
 #include "options.h"
 #include "receipt.h"
 
-#define API __attribute__ ((visibility ("default")))
-
 enum
 {
   ALL_KINDS = HEAP_SECURE | HEAP_TAGGED | HEAP_ISOLATED | HEAP_SECRETMEM
@@ -73,7 +71,7 @@ fail (int error)
   return NULL;
 }
 
-API malloc_arena *
+MA_EXPORT malloc_arena *
 malloc_arena_get (unsigned kind)
 {
   static _Atomic (malloc_arena *) arenas[ALL_KINDS + 1];
@@ -99,7 +97,7 @@ malloc_arena_get (unsigned kind)
   return arena;
 }
 
-API malloc_arena *
+MA_EXPORT malloc_arena *
 malloc_arena_new (const struct malloc_arena_options *given)
 {
   struct malloc_arena_options options = { .size = 0 };
@@ -113,11 +111,10 @@ malloc_arena_new (const struct malloc_arena_options *given)
   return refused ? fail (refused) : ma_arena_new (&options, 1);
 }
 
-API int
+MA_EXPORT int
 malloc_arena_delete (malloc_arena *arena)
 {
-  ma_arena_check (arena);
-  if (!arena->is_own)
+  if (arena == NULL || arena->magic != MA_MAGIC || !arena->is_own)
     {
       errno = EINVAL;
       return -1;
@@ -125,19 +122,19 @@ malloc_arena_delete (malloc_arena *arena)
   return ma_arena_delete (arena);
 }
 
-API void
+MA_EXPORT void
 malloc_arena_enter (malloc_arena *arena)
 {
   ma_arena_enter (arena);
 }
 
-API void
+MA_EXPORT void
 malloc_arena_leave (malloc_arena *arena)
 {
   ma_arena_leave (arena);
 }
 
-API malloc_arena *
+MA_EXPORT malloc_arena *
 malloc_arena_of (const void *p)
 {
   if (!ma_owns (p))
@@ -153,14 +150,14 @@ malloc_arena_of (const void *p)
              : NULL;
 }
 
-API const char *
+MA_EXPORT const char *
 malloc_arena_name (const malloc_arena *arena)
 {
   ma_arena_check (arena);
   return arena->name;
 }
 
-API int
+MA_EXPORT int
 malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
 {
   if (arena == NULL || arena->magic != MA_MAGIC || receipt == NULL
@@ -173,7 +170,7 @@ malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
   return 0;
 }
 
-API int
+MA_EXPORT int
 malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
 {
   if (arena == NULL || arena->magic != MA_MAGIC || stats == NULL || stats->size < sizeof *stats)

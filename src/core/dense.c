@@ -656,7 +656,10 @@ ma_dense_free (struct ma_unit *unit, void *p)
       if (unlikely (!slot_give (p, size, unit->slot, unit->group)))
         damaged (unit, p, slot, size);
     }
-  else if (unlikely (!slot_is_intact (p, size, unit->slot, unit->group)))
+  /* Without a wipe the canary does not tell that another thread freed the block. */
+  else if (unlikely (!slot_is_intact (p, size, unit->slot, unit->group)
+                     || (atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed)
+                         & bit_of (slot))))
     crime (unit, p, slot);
   if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
     {

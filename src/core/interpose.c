@@ -17,8 +17,6 @@
 #include "options.h"
 #include "wipe.h"
 
-#define API __attribute__ ((visibility ("default")))
-
 /* ---- the next implementation ---- */
 
 struct next
@@ -232,7 +230,7 @@ first_trim (size_t pad)
 
 /* ---- the family ---- */
 
-API MA_HOT void *
+MA_EXPORT MA_HOT void *
 malloc (size_t size)
 {
   struct ma_local *local = ma_active;
@@ -241,7 +239,7 @@ malloc (size_t size)
   return ma_block_alloc (local, size);
 }
 
-API MA_HOT void
+MA_EXPORT MA_HOT void
 free (void *p)
 {
   if (likely (!ma_owns (p)))
@@ -254,7 +252,7 @@ free (void *p)
   ma_block_free (p);
 }
 
-API MA_HOT void *
+MA_EXPORT MA_HOT void *
 calloc (size_t n, size_t size)
 {
   struct ma_local *local = ma_active;
@@ -289,7 +287,7 @@ move_in (struct ma_local *local, void *p, size_t size)
   return q;
 }
 
-API MA_HOT void *
+MA_EXPORT MA_HOT void *
 realloc (void *p, size_t size)
 {
   struct ma_local *local = ma_active;
@@ -314,7 +312,7 @@ realloc (void *p, size_t size)
   return next.routine.realloc (p, size);
 }
 
-API void *
+MA_EXPORT void *
 reallocarray (void *p, size_t n, size_t size)
 {
   size_t bytes;
@@ -336,7 +334,7 @@ aligned (size_t align, size_t size)
 }
 
 /* As glibc: the next power of two. */
-API void *
+MA_EXPORT void *
 memalign (size_t align, size_t size)
 {
   if (align > SIZE_MAX / 2 + 1)
@@ -351,7 +349,7 @@ memalign (size_t align, size_t size)
   return aligned (align, size);
 }
 
-API void *
+MA_EXPORT void *
 aligned_alloc (size_t align, size_t size)
 {
   if (align == 0 || (align & (align - 1)))
@@ -362,7 +360,7 @@ aligned_alloc (size_t align, size_t size)
   return memalign (align, size);
 }
 
-API int
+MA_EXPORT int
 posix_memalign (void **out, size_t align, size_t size)
 {
   if (align % sizeof (void *) != 0 || align == 0 || (align & (align - 1)))
@@ -376,13 +374,13 @@ posix_memalign (void **out, size_t align, size_t size)
   return 0;
 }
 
-API void *
+MA_EXPORT void *
 valloc (size_t size)
 {
   return memalign (MA_PAGE, size);
 }
 
-API void *
+MA_EXPORT void *
 pvalloc (size_t size)
 {
   if (size > SIZE_MAX - MA_PAGE)
@@ -393,7 +391,7 @@ pvalloc (size_t size)
   return memalign (MA_PAGE, os_round_up (size, MA_PAGE));
 }
 
-API size_t
+MA_EXPORT size_t
 malloc_usable_size (void *p)
 {
   if (ma_owns (p))
@@ -401,17 +399,17 @@ malloc_usable_size (void *p)
   return is_early (p) ? early_size (p) : next.routine.malloc_usable_size (p);
 }
 
-API void free_sized (void *p, size_t size);
-API void free_aligned_sized (void *p, size_t align, size_t size);
+MA_EXPORT void free_sized (void *p, size_t size);
+MA_EXPORT void free_aligned_sized (void *p, size_t align, size_t size);
 
-API void
+MA_EXPORT void
 free_sized (void *p, size_t size)
 {
   (void)size;
   free (p);
 }
 
-API void
+MA_EXPORT void
 free_aligned_sized (void *p, size_t align, size_t size)
 {
   (void)align;
@@ -419,7 +417,7 @@ free_aligned_sized (void *p, size_t align, size_t size)
   free (p);
 }
 
-API int
+MA_EXPORT int
 malloc_trim (size_t pad)
 {
   return ma_arena_trim () | (next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0);
@@ -430,6 +428,7 @@ malloc_trim (size_t pad)
 static inline void
 begin (malloc_arena *arena, void (*routine) (void))
 {
+  ma_arena_check (arena);
   ma_bind_check (routine);
   ma_arena_enter (arena);
 }
@@ -442,74 +441,74 @@ begin (malloc_arena *arena, void (*routine) (void))
   ma_arena_leave (arena);                                                                          \
   return result
 
-API MA_HOT void *
+MA_EXPORT MA_HOT void *
 malloc_arena_call_size (malloc_arena *arena, malloc_arena_size_routine routine, size_t size)
 {
   if (likely (routine == malloc))
     {
-      ma_bind_check ((void (*) (void))routine);
       ma_arena_check (arena);
+      ma_bind_check ((void (*) (void))routine);
       struct ma_local *local = ma_local_of (arena);
       return local ? ma_block_alloc (local, size) : NULL;
     }
   BOUND (void *, routine (size));
 }
 
-API void *
+MA_EXPORT void *
 malloc_arena_call_size_size (malloc_arena *arena, malloc_arena_size_size_routine routine, size_t a,
                              size_t b)
 {
   BOUND (void *, routine (a, b));
 }
 
-API void *
+MA_EXPORT void *
 malloc_arena_call_ptr_size (malloc_arena *arena, malloc_arena_ptr_size_routine routine, void *p,
                             size_t size)
 {
   BOUND (void *, routine (p, size));
 }
 
-API void *
+MA_EXPORT void *
 malloc_arena_call_ptr_size_size (malloc_arena *arena, malloc_arena_ptr_size_size_routine routine,
                                  void *p, size_t n, size_t size)
 {
   BOUND (void *, routine (p, n, size));
 }
 
-API int
+MA_EXPORT int
 malloc_arena_call_out_size_size (malloc_arena *arena, malloc_arena_out_size_size_routine routine,
                                  void **out, size_t align, size_t size)
 {
   BOUND (int, routine (out, align, size));
 }
 
-API char *
+MA_EXPORT char *
 malloc_arena_call_str (malloc_arena *arena, malloc_arena_str_routine routine, const char *s)
 {
   BOUND (char *, routine (s));
 }
 
-API char *
+MA_EXPORT char *
 malloc_arena_call_str_size (malloc_arena *arena, malloc_arena_str_size_routine routine,
                             const char *s, size_t n)
 {
   BOUND (char *, routine (s, n));
 }
 
-API char *
+MA_EXPORT char *
 malloc_arena_call_str_buf (malloc_arena *arena, malloc_arena_str_buf_routine routine, const char *s,
                            char *buffer)
 {
   BOUND (char *, routine (s, buffer));
 }
 
-API wchar_t *
+MA_EXPORT wchar_t *
 malloc_arena_call_wcs (malloc_arena *arena, malloc_arena_wcs_routine routine, const wchar_t *s)
 {
   BOUND (wchar_t *, routine (s));
 }
 
-API int
+MA_EXPORT int
 malloc_arena_call_printf (malloc_arena *arena, malloc_arena_printf_routine routine, char **out,
                           const char *format, ...)
 {
@@ -523,28 +522,28 @@ malloc_arena_call_printf (malloc_arena *arena, malloc_arena_printf_routine routi
   return result;
 }
 
-API int
+MA_EXPORT int
 malloc_arena_call_vprintf (malloc_arena *arena, malloc_arena_vprintf_routine routine, char **out,
                            const char *format, va_list arguments)
 {
   BOUND (int, routine (out, format, arguments));
 }
 
-API __ssize_t
+MA_EXPORT __ssize_t
 malloc_arena_call_getline (malloc_arena *arena, malloc_arena_getline_routine routine, char **line,
                            size_t *size, FILE *file)
 {
   BOUND (__ssize_t, routine (line, size, file));
 }
 
-API __ssize_t
+MA_EXPORT __ssize_t
 malloc_arena_call_getdelim (malloc_arena *arena, malloc_arena_getdelim_routine routine, char **line,
                             size_t *size, int delimiter, FILE *file)
 {
   BOUND (__ssize_t, routine (line, size, delimiter, file));
 }
 
-API FILE *
+MA_EXPORT FILE *
 malloc_arena_call_memstream (malloc_arena *arena, malloc_arena_memstream_routine routine,
                              char **buffer, size_t *size)
 {

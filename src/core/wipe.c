@@ -62,7 +62,7 @@ scrub_stack (size_t bytes)
   ma_wipe_inline (__builtin_alloca (bytes), bytes);
 }
 
-void
+MA_EXPORT void
 malloc_arena_scrub (size_t bytes)
 {
   scrub_stack (bytes);
