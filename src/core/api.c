@@ -8,6 +8,7 @@
 #include "large.h"
 #include "options.h"
 #include "receipt.h"
+#include "wipe.h"
 
 enum
 {
@@ -132,6 +133,12 @@ MA_EXPORT void
 malloc_arena_leave (malloc_arena *arena)
 {
   ma_arena_leave (arena);
+}
+
+MA_EXPORT void
+malloc_arena_scrub (size_t bytes)
+{
+  ma_scrub_stack (ma_stack_room (__builtin_frame_address (0), bytes));
 }
 
 MA_EXPORT malloc_arena *

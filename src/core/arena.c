@@ -78,6 +78,7 @@ end_thread (void *data)
   if (thread->next)
     thread->next->previous = thread->previous;
   thread->depth = 0;
+  thread->stack = NULL;
   thread->next = unused_threads;
   unused_threads = thread;
   pthread_mutex_unlock (&table_lock);
@@ -113,6 +114,55 @@ this_thread (void)
       pthread_setspecific (at_thread_exit, thread);
     }
   return thread;
+}
+
+static void
+find_stack (char **low, char **end)
+{
+  pthread_attr_t attributes;
+  void *stack;
+  size_t size;
+  *low = *end = NULL;
+  if (pthread_getattr_np (pthread_self (), &attributes) != 0)
+    return;
+  if (pthread_attr_getstack (&attributes, &stack, &size) == 0)
+    {
+      *low = stack;
+      *end = *low + size;
+    }
+  pthread_attr_destroy (&attributes);
+}
+
+size_t
+ma_stack_room (const char *p, size_t bytes)
+{
+  enum
+  {
+    SPARE = 8192 /* for what runs on top of it: a signal handler, the linker */
+  };
+  char *low;
+  char *end;
+  struct ma_thread *thread = ma_self;
+  if (thread != NULL && thread->stack != NULL)
+    {
+      low = thread->stack;
+      end = thread->stack_end;
+    }
+  else
+    {
+      int saved = errno;
+      find_stack (&low, &end);
+      errno = saved;
+      if (thread != NULL)
+        {
+          thread->stack = low;
+          thread->stack_end = end;
+        }
+    }
+  if (p < low + SPARE || p >= end)
+    return 0;
+  size_t room = (size_t)(p - low) - SPARE;
+  return room < bytes ? room : bytes;
 }
 
 /* ---- local arenas ---- */

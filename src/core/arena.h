@@ -26,6 +26,8 @@ struct ma_thread
 {
   struct ma_local *locals[MA_ARENAS]; /* by arena index */
   unsigned depth;
+  char *stack; /* lowest address, once it is known */
+  char *stack_end;
   struct ma_thread *next; /* of all, or of the unused */
   struct ma_thread *previous;
   struct ma_frame frames[MA_DEPTH];
@@ -41,6 +43,9 @@ void ma_arena_check (const malloc_arena *arena);
 /* Gives what the calling thread's parts of all arenas keep warm back to the kernel; whether that was
  * anything. */
 int ma_arena_trim (void);
+
+/* Room of the calling thread's stack below P, at most BYTES; 0 on a stack that is not the thread's. */
+size_t ma_stack_room (const char *p, size_t bytes);
 
 void ma_arena_enter (malloc_arena *arena);
 void ma_arena_leave (malloc_arena *arena);

@@ -68,6 +68,8 @@ os_reserve (size_t size, size_t align, void **out)
       p = aligned;
     }
   *out = p;
+  /* After mlockall (MCL_FUTURE) it would count as locked, and be made present when it is opened. */
+  munlock (p, size);
   /* gcore writes a reservation out as zeros, all 64 GiB of it, unless it is excluded. */
   advise (p, size, MADV_DONTDUMP);
   errno = saved;
@@ -90,6 +92,7 @@ os_release (void *p, size_t size)
                     0);
   if (got == MAP_FAILED)
     return outcome (-1, saved);
+  munlock (p, size);
   advise (p, size, MADV_DONTDUMP);
   errno = saved;
   return 0;

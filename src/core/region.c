@@ -134,7 +134,7 @@ ma_region_init (void)
         }
     }
   pthread_mutex_unlock (&lock);
-  return refused;
+  return refused ? ENOMEM : 0;
 }
 
 size_t

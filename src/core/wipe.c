@@ -1,7 +1,5 @@
 #include "wipe.h"
 
-#include "malloc_arena.h"
-
 void
 ma_wipe (void *p, size_t n)
 {
@@ -10,8 +8,10 @@ ma_wipe (void *p, size_t n)
 
 /* A call that handled a secret leaves pieces of it in registers that nothing has used since, and the
  * dynamic linker saves those to the stack at the next first call of a function. */
-static inline void
-clear_registers (void)
+void ma_clear_registers (void);
+
+__attribute__ ((used, visibility ("hidden"))) void
+ma_clear_registers (void)
 {
 #if defined(__x86_64__)
 #define MA_LOW                                                                                     \
@@ -54,17 +54,52 @@ clear_registers (void)
 #endif
 }
 
-/* A frame of its own, so that the bytes are below every caller. alloca, as the size is an argument;
- * the page-wise touch of a large one is the compiler's (-fstack-clash-protection) and memset's. */
-static __attribute__ ((noinline)) void
-scrub_stack (size_t bytes)
-{
-  ma_wipe_inline (__builtin_alloca (bytes), bytes);
-}
-
-MA_EXPORT void
-malloc_arena_scrub (size_t bytes)
-{
-  scrub_stack (bytes);
-  clear_registers ();
-}
+/* Assembly, as a C function has a frame, with holes in it that it does not write. The stack pointer
+ * moves for the while, so that signals find room and the kernel grows the stack. */
+#if defined(__x86_64__)
+__asm__ (".pushsection .text\n\t"
+         ".globl ma_scrub_stack\n\t"
+         ".hidden ma_scrub_stack\n\t"
+         ".type ma_scrub_stack, @function\n"
+         "ma_scrub_stack:\n\t"
+         ".cfi_startproc\n\t"
+         "mov %rsp, %rdx\n\t"
+         ".cfi_def_cfa_register rdx\n\t"
+         "mov %rdi, %rcx\n\t"
+         "shr $3, %rcx\n\t"
+         "and $-8, %rdi\n\t"
+         "sub %rdi, %rsp\n\t"
+         "mov %rsp, %rdi\n\t"
+         "xor %eax, %eax\n\t"
+         "rep stosq\n\t"
+         "mov %rdx, %rsp\n\t"
+         ".cfi_def_cfa_register rsp\n\t"
+         "jmp ma_clear_registers\n\t"
+         ".cfi_endproc\n\t"
+         ".size ma_scrub_stack, .-ma_scrub_stack\n\t"
+         ".popsection");
+#elif defined(__aarch64__)
+__asm__ (".pushsection .text\n\t"
+         ".globl ma_scrub_stack\n\t"
+         ".hidden ma_scrub_stack\n\t"
+         ".type ma_scrub_stack, %function\n"
+         "ma_scrub_stack:\n\t"
+         ".cfi_startproc\n\t"
+         "and x0, x0, #-16\n\t"
+         "mov x2, sp\n\t"
+         ".cfi_def_cfa_register x2\n\t"
+         "sub x1, x2, x0\n\t"
+         "mov sp, x1\n"
+         "1:\n\t"
+         "cmp x1, x2\n\t"
+         "b.hs 2f\n\t"
+         "stp xzr, xzr, [x1], #16\n\t"
+         "b 1b\n"
+         "2:\n\t"
+         "mov sp, x2\n\t"
+         ".cfi_def_cfa_register sp\n\t"
+         "b ma_clear_registers\n\t"
+         ".cfi_endproc\n\t"
+         ".size ma_scrub_stack, .-ma_scrub_stack\n\t"
+         ".popsection");
+#endif

@@ -33,4 +33,8 @@ ma_is_zero (const void *p, size_t n)
   return (seen[0] | seen[1]) == 0;
 }
 
+/* Zeroes BYTES of stack right below the caller's frame, which must be there, and the vector
+ * registers. */
+void ma_scrub_stack (size_t bytes);
+
 #endif
