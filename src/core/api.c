@@ -144,7 +144,7 @@ malloc_arena_scrub (size_t bytes)
 MA_EXPORT malloc_arena *
 malloc_arena_of (const void *p)
 {
-  if (!ma_owns (p))
+  if (!ma_is_ours (p))
     return NULL;
   struct ma_unit *unit = ma_unit_of (p);
   if (unit->kind == MA_UNIT_FREE || unit->kind == MA_UNIT_IDLE)

@@ -210,7 +210,7 @@ extend (struct ma_local *local, struct ma_unit *unit)
 
 /* ---- the check ---- */
 
-static _Noreturn __attribute__ ((cold, noinline)) void
+MA_COLD static _Noreturn void
 crime (const struct ma_unit *unit, const void *p, unsigned slot)
 {
   const char *name = unit->local->arena->name;
@@ -228,7 +228,7 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
 }
 
 /* In a child that MADV_WIPEONFORK gave zeros the canaries are zero too, and nobody did wrong. */
-static __attribute__ ((cold, noinline)) int
+MA_COLD static int
 wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 {
   if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked
@@ -241,14 +241,15 @@ wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 }
 
 /* The whole chain from an address to a live slot, asserted; the block's size. */
-static inline size_t
+MA_INLINE size_t
 live_size (const struct ma_unit *unit, const char *p, unsigned slot)
 {
-  if (unlikely (slot >= unit->avail || p != unit->base + (size_t)slot * unit->slot
-                || (__atomic_load_n (&unit->free[slot / 64], __ATOMIC_RELAXED) & bit_of (slot))))
+  uint64_t is_free = __atomic_load_n (&unit->free[slot / 64], __ATOMIC_RELAXED) & bit_of (slot);
+  if (unlikely ((p != unit->base + (size_t)slot * unit->slot) | (slot >= unit->avail)
+                | (is_free != 0)))
     crime (unit, p, slot);
   size_t size = unit->sizes[slot];
-  if (unlikely (size > unit->slot - (size_t)MA_CANARY))
+  if (unlikely (size + MA_CANARY > unit->slot))
     ma_fatal_block ("metadata corrupt", p, unit->local->arena->name);
   return size;
 }
@@ -381,6 +382,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[class];
   unit->group = (uint8_t)ma_slot_group (unit->slot);
+  unit->covered = (uint16_t)slot_covered (unit->group);
   unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
   unit->opened = 0;
   unit->avail = 0;
@@ -453,41 +455,36 @@ ma_dense_trim (struct ma_local *local)
 
 /* Called when the live bytes have fallen to half of what they were when memory was last opened or
  * given back: the work is in proportion to what was freed, and what stays is small when all is. */
-static __attribute__ ((noinline)) void
+static void
 trim (struct ma_local *local)
 {
-  int saved = errno;
-  pthread_mutex_lock (&local->lock);
-  ma_dense_collect (local);
   give_empty (local, WARM_PAGES, NULL);
   local->low_water = (local->live_bytes + 1) / 2;
-  pthread_mutex_unlock (&local->lock);
-  errno = saved;
 }
 
 /* ---- alloc ---- */
 
-static inline void
-account (struct ma_local *local, size_t size)
-{
-  size_t live = local->live_bytes + size;
-  local->live_bytes = live;
-  if (live > local->peak_bytes)
-    local->peak_bytes = live;
-}
-
 /* The first free slot of the word that UNIT's hint names, which has one. */
-MA_INLINE void *
-take_slot (struct ma_local *local, struct ma_unit *unit, size_t size)
+MA_INLINE unsigned
+pop (struct ma_local *local, struct ma_unit *unit, size_t size)
 {
   unsigned at = unit->hint;
   uint64_t free = unit->free[at];
-  unsigned i = at * 64 + (unsigned)__builtin_ctzl (free);
-  size_t slot = unit->slot;
-  char *p = unit->base + i * slot;
+  unsigned slot = at * 64 + (unsigned)__builtin_ctzl (free);
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
-  unit->sizes[i] = (uint16_t)size;
-  account (local, size);
+  unit->sizes[slot] = (uint16_t)size;
+  size_t live = local->live_bytes + size;
+  local->live_bytes = live;
+  if (unlikely (live > local->peak_bytes))
+    local->peak_bytes = live;
+  return slot;
+}
+
+MA_INLINE void *
+take (struct ma_local *local, struct ma_unit *unit, size_t size)
+{
+  size_t slot = unit->slot;
+  char *p = unit->base + pop (local, unit, size) * slot;
   if (unlikely (!slot_take (p, size, slot, unit->group, local->is_verified)))
     ma_fatal_block ("use after wipe", p, local->arena->name);
   return p;
@@ -545,8 +542,9 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
   return unit;
 }
 
-static __attribute__ ((noinline, cold)) void *
-alloc_slow (struct ma_local *local, unsigned class, size_t size)
+/* The class's current slab has a free slot in the word of its hint afterwards, or NULL and ENOMEM. */
+MA_COLD static struct ma_unit *
+refill (struct ma_local *local, unsigned class)
 {
   int saved = errno;
   int refused;
@@ -554,16 +552,18 @@ alloc_slow (struct ma_local *local, unsigned class, size_t size)
   struct ma_unit *unit = next_slab (local, class, &refused);
   if (unit == NULL && ma_local_reclaim (local))
     unit = next_slab (local, class, &refused);
-  pthread_mutex_unlock (&local->lock);
-  if (unit == NULL)
-    {
-      errno = ENOMEM;
-      return NULL;
-    }
   if (local->low_water < local->live_bytes / 2)
     local->low_water = local->live_bytes / 2;
-  errno = saved;
-  return take_slot (local, unit, size);
+  pthread_mutex_unlock (&local->lock);
+  errno = unit != NULL ? saved : ENOMEM;
+  return unit;
+}
+
+MA_COLD static void *
+alloc_slow (struct ma_local *local, unsigned class, size_t size)
+{
+  struct ma_unit *unit = refill (local, class);
+  return unit != NULL ? take (local, unit, size) : NULL;
 }
 
 MA_CLONED void *
@@ -571,33 +571,46 @@ ma_dense_alloc (struct ma_local *local, size_t size)
 {
   unsigned class = ma_class_of (size);
   struct ma_unit *unit = local->current[class];
-  if (likely (unit->free[unit->hint] != 0))
-    return take_slot (local, unit, size);
-  return alloc_slow (local, class, size);
+  if (unlikely (unit->free[unit->hint] == 0))
+    return alloc_slow (local, class, size);
+  return take (local, unit, size);
 }
 
 void *
 ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
 {
-  for (unsigned class = ma_class_of (size); class < MA_CLASSES; class ++)
-    if (ma_class_slot[class] % align == 0)
-      {
-        struct ma_unit *unit = local->current[class];
-        if (unit->free[unit->hint] != 0)
-          return take_slot (local, unit, size);
-        return alloc_slow (local, class, size);
-      }
-  return NULL;
+  unsigned class = ma_class_of (size);
+  while (class < MA_CLASSES && ma_class_slot[class] % align != 0)
+    class ++;
+  if (class == MA_CLASSES)
+    return NULL;
+  struct ma_unit *unit = local->current[class];
+  if (unit->free[unit->hint] == 0 && (unit = refill (local, class)) == NULL)
+    return NULL;
+  char *p = unit->base + pop (local, unit, size) * (size_t)unit->slot;
+  if (local->is_verified && !ma_is_zero (p, unit->slot))
+    ma_fatal_block ("use after wipe", p, local->arena->name);
+  slot_canary_roomy (p, size, unit->slot);
+  return p;
 }
 
 /* ---- free ---- */
 
-static __attribute__ ((noinline)) void
-relist (struct ma_local *local, struct ma_unit *unit)
+/* Lists a slab that was full, looks for memory to give back. */
+MA_COLD static void
+tidy (struct ma_local *local, struct ma_unit *unit)
 {
+  int saved = errno;
   pthread_mutex_lock (&local->lock);
-  list (local, unit);
+  if (!unit->listed)
+    list (local, unit);
+  if (local->live_bytes < local->low_water)
+    {
+      ma_dense_collect (local);
+      trim (local);
+    }
   pthread_mutex_unlock (&local->lock);
+  errno = saved;
 }
 
 static __attribute__ ((noinline)) void
@@ -619,30 +632,51 @@ free_remote (struct ma_unit *unit, unsigned slot, const void *p)
                                                      memory_order_acq_rel, memory_order_relaxed));
     }
   /* Nobody will take it in if the owner's thread has ended: this one does. */
-  if (unlikely (atomic_load_explicit (&local->owner, memory_order_acquire) == MA_NOBODY))
+  if (likely (atomic_load_explicit (&local->owner, memory_order_acquire) != MA_NOBODY))
+    return;
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  if (atomic_load_explicit (&local->owner, memory_order_relaxed) == MA_NOBODY)
     {
-      int saved = errno;
-      pthread_mutex_lock (&local->lock);
-      if (atomic_load_explicit (&local->owner, memory_order_relaxed) == MA_NOBODY)
-        {
-          ma_dense_collect (local);
-          if (local->live_bytes < local->low_water)
-            {
-              give_empty (local, WARM_PAGES, NULL);
-              local->low_water = (local->live_bytes + 1) / 2;
-            }
-        }
-      pthread_mutex_unlock (&local->lock);
-      errno = saved;
+      ma_dense_collect (local);
+      if (local->live_bytes < local->low_water)
+        trim (local);
     }
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
 }
 
-static __attribute__ ((noinline, cold)) void
-damaged (const struct ma_unit *unit, char *p, unsigned slot, size_t size)
+/* A slot that is wiped, back to its owner. */
+MA_INLINE void
+push (struct ma_unit *unit, unsigned slot, size_t size, const void *p)
 {
-  if (!wiped_by_fork (unit, p, size))
+  struct ma_local *local = unit->local;
+  if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
+    {
+      free_remote (unit, slot, p);
+      return;
+    }
+  unsigned at = slot / 64;
+  size_t live = local->live_bytes - size;
+  local->live_bytes = live;
+  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
+  unit->hint = (uint8_t)at;
+  if (unlikely (!unit->listed | (live < local->low_water)))
+    tidy (local, unit);
+}
+
+/* Roomy blocks, arenas that do not wipe, damage: all but the usual. */
+static __attribute__ ((noinline)) void
+free_other (struct ma_unit *unit, char *p, unsigned slot)
+{
+  size_t size = checked (unit, p, slot);
+  if (unit->local->is_wiped)
+    ma_wipe_inline (p, unit->slot);
+  /* Without a wipe the canary does not tell that another thread freed the block. */
+  else if (unlikely (atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed)
+                     & bit_of (slot)))
     crime (unit, p, slot);
-  ma_wipe_inline (p, unit->slot);
+  push (unit, slot, size, p);
 }
 
 MA_CLONED void
@@ -650,30 +684,13 @@ ma_dense_free (struct ma_unit *unit, void *p)
 {
   unsigned slot = slot_of (unit, p);
   size_t size = live_size (unit, p, slot);
-  struct ma_local *local = unit->local;
-  if (likely (local->is_wiped))
+  if (unlikely (!unit->local->is_wiped | (unit->slot - size > unit->covered))
+      || unlikely (!slot_give (p, size, unit->slot, unit->group)))
     {
-      if (unlikely (!slot_give (p, size, unit->slot, unit->group)))
-        damaged (unit, p, slot, size);
-    }
-  /* Without a wipe the canary does not tell that another thread freed the block. */
-  else if (unlikely (!slot_is_intact (p, size, unit->slot, unit->group)
-                     || (atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed)
-                         & bit_of (slot))))
-    crime (unit, p, slot);
-  if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
-    {
-      free_remote (unit, slot, p);
+      free_other (unit, p, slot);
       return;
     }
-  local->live_bytes -= size;
-  unsigned at = slot / 64;
-  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
-  unit->hint = (uint8_t)at;
-  if (unlikely (!unit->listed))
-    relist (local, unit);
-  if (unlikely (local->live_bytes < local->low_water))
-    trim (local);
+  push (unit, slot, size, p);
 }
 
 void

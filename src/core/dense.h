@@ -10,7 +10,7 @@
 
 #include "heap.h"
 
-extern struct ma_unit ma_no_slab; /* no free slot, ever */
+extern MA_HIDDEN struct ma_unit ma_no_slab; /* no free slot, ever */
 
 /* A block of SIZE <= MA_DENSE_MOST bytes, all zero in a secure arena; NULL with ENOMEM. By the
  * owner. */

@@ -75,11 +75,12 @@ struct ma_local
 };
 
 /* The owner of a local arena whose thread has ended. */
-extern struct ma_thread ma_nobody;
+extern MA_HIDDEN struct ma_thread ma_nobody;
 #define MA_NOBODY (&ma_nobody)
 
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
-extern __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
+extern MA_HIDDEN __thread struct ma_thread *ma_self
+    __attribute__ ((tls_model ("initial-exec")));
 
 /* BYTES more of the arena's limit; 0 or ENOMEM. */
 int ma_heap_charge (malloc_arena *arena, size_t bytes);

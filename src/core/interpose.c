@@ -242,7 +242,7 @@ malloc (size_t size)
 MA_EXPORT MA_HOT void
 free (void *p)
 {
-  if (likely (!ma_owns (p)))
+  if (likely (!ma_is_ours (p)))
     {
       if (unlikely (is_early (p)))
         return;
@@ -293,7 +293,7 @@ realloc (void *p, size_t size)
   struct ma_local *local = ma_active;
   if (p == NULL)
     return malloc (size);
-  if (ma_owns (p))
+  if (ma_is_ours (p))
     {
       if (likely (size != 0))
         return ma_resize (p, size);
@@ -394,7 +394,7 @@ pvalloc (size_t size)
 MA_EXPORT size_t
 malloc_usable_size (void *p)
 {
-  if (ma_owns (p))
+  if (ma_is_ours (p))
     return ma_usable (p);
   return is_early (p) ? early_size (p) : next.routine.malloc_usable_size (p);
 }

@@ -19,6 +19,10 @@
 #include "runtime.h"
 
 #define MA_HOT __attribute__ ((hot))
+#define MA_COLD __attribute__ ((cold, noinline))
+#define MA_INLINE static inline __attribute__ ((always_inline))
+/* Said where a variable is declared, it saves the way through the global offset table. */
+#define MA_HIDDEN __attribute__ ((visibility ("hidden")))
 #define likely(x) __builtin_expect (!!(x), 1)
 #define unlikely(x) __builtin_expect (!!(x), 0)
 
@@ -26,8 +30,6 @@ enum
 {
   MA_UNIT_PAGES = 16,
   MA_SLAB_PAGES = 15, /* the sixteenth is the guard */
-  MA_SLOT_LEAST = 32,
-  MA_SLOT_MOST = 2048,
   MA_SLOTS = 2048, /* most slots of a slab; larger pages leave a rest unused */
   MA_WORDS = MA_SLOTS / 64
 };
@@ -69,6 +71,7 @@ struct ma_unit
   uint16_t *sizes;        /* requested size by slot */
   uint32_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
   uint16_t slot;          /* bytes */
+  uint16_t covered;       /* of them, from the end, what slot.h's canary check sees at once */
   uint16_t avail;         /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
@@ -114,7 +117,15 @@ struct ma_sealed
   /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
   const volatile uint8_t *unforked;
 };
-extern struct ma_sealed ma_sealed;
+extern MA_HIDDEN struct ma_sealed ma_sealed;
+
+/* ma_owns, without the way through the exported symbol. */
+static inline int
+ma_is_ours (const void *p)
+{
+  return (uintptr_t)p - ma_sealed.region.base < ma_sealed.region.size;
+}
+
 
 static inline struct ma_unit *
 ma_unit_of (const void *p)

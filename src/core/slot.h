@@ -53,10 +53,8 @@ typedef long long ma_v32 __attribute__ ((vector_size (32), aligned (16), may_ali
 #define MA_CLONED
 #endif
 
-#define MA_INLINE static inline __attribute__ ((always_inline))
-
 /* Bytes that are 0 before and 255 from the middle on: a mask for any boundary is a load. */
-extern const unsigned char ma_slot_masks[384];
+extern MA_HIDDEN const unsigned char ma_slot_masks[384];
 
 /* The mask of the bytes at or after BOUNDARY of the 32 at offset AT. */
 MA_INLINE void
@@ -141,12 +139,13 @@ slot_intact_shape (const char *p, size_t size, size_t slot, int tail)
   return (damage[0] | damage[1] | damage[2] | damage[3]) == 0;
 }
 
-/* An aligned block, or one that shrank in place, has more after it than the shape covers. */
-static inline int
-slot_is_roomy (size_t size, size_t slot, unsigned group)
+/* An aligned block, or one that was resized in place, may have more after it than the shape covers;
+ * it is filled, and looked at, byte by byte. */
+static inline size_t
+slot_covered (unsigned group)
 {
   static const uint8_t tails[MA_GROUPS] = { 1, 1, 1, 2, 3, 5 };
-  return slot - size > 32u * tails[group];
+  return 32u * tails[group];
 }
 
 static inline unsigned char
@@ -155,14 +154,14 @@ slot_canary_byte (size_t at)
   return (unsigned char)(ma_sealed.canary >> (at & 7) * 8);
 }
 
-static __attribute__ ((noinline, cold, unused)) void
+MA_COLD __attribute__ ((unused)) static void
 slot_canary_roomy (char *p, size_t size, size_t slot)
 {
   for (size_t at = size; at < slot; at++)
     ((unsigned char *)p)[at] = slot_canary_byte (at);
 }
 
-static __attribute__ ((noinline, cold, unused)) int
+MA_COLD __attribute__ ((unused)) static int
 slot_intact_roomy (const char *p, size_t size, size_t slot)
 {
   unsigned damage = 0;
@@ -171,17 +170,11 @@ slot_intact_roomy (const char *p, size_t size, size_t slot)
   return damage == 0;
 }
 
-/* Gives a free slot to a block of SIZE: 0 if it was written since it was wiped. Not looked at unless
- * IS_VERIFIED. */
+/* Gives a free slot to a block of a size of its class: 0 if it was written since it was wiped, which
+ * is not looked at unless IS_VERIFIED. */
 MA_INLINE int
 slot_take (char *p, size_t size, size_t slot, unsigned group, int is_verified)
 {
-  if (unlikely (slot_is_roomy (size, slot, group)))
-    {
-      int is_zero = !is_verified || ma_is_zero (p, slot);
-      slot_canary_roomy (p, size, slot);
-      return is_zero;
-    }
 #define TAKE(half, tail)                                                                           \
   {                                                                                                \
     int is_zero = !is_verified || slot_is_zero_shape (p, slot, half);                              \
@@ -193,27 +186,21 @@ slot_take (char *p, size_t size, size_t slot, unsigned group, int is_verified)
 }
 
 /* Whether no byte after the block was written. */
-MA_INLINE int
+static inline int
 slot_is_intact (const char *p, size_t size, size_t slot, unsigned group)
 {
-  if (unlikely (slot_is_roomy (size, slot, group)))
+  if (unlikely (slot - size > slot_covered (group)))
     return slot_intact_roomy (p, size, slot);
 #define INTACT(half, tail) return slot_intact_shape (p, size, slot, tail);
   MA_SLOT_GROUP (group, INTACT)
 #undef INTACT
 }
 
-/* The same, and if so the slot is wiped, in one go through the groups. */
+/* The same for a block that is not roomy, and if so the slot is wiped, in one go through the
+ * groups. */
 MA_INLINE int
 slot_give (char *p, size_t size, size_t slot, unsigned group)
 {
-  if (unlikely (slot_is_roomy (size, slot, group)))
-    {
-      if (!slot_intact_roomy (p, size, slot))
-        return 0;
-      ma_wipe_inline (p, slot);
-      return 1;
-    }
 #define GIVE(half, tail)                                                                           \
   {                                                                                                \
     if (unlikely (!slot_intact_shape (p, size, slot, tail)))                                       \
