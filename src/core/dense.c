@@ -137,22 +137,6 @@ discard (struct ma_unit *unit, uint16_t pages)
   }
 }
 
-/* Has all pages that are away present again, in one step rather than by two faults each (the zero
- * check would map the shared zero page first). */
-static void
-recall (struct ma_unit *unit)
-{
-  FOR_RUNS (unit->away, from, to)
-  {
-    unsigned first;
-    unsigned end;
-    os_populate (unit->base + ((size_t)from << MA_PAGE_SHIFT), (size_t)(to - from) << MA_PAGE_SHIFT);
-    slots_of_pages (unit, from, to, &first, &end);
-    set_free (unit, first, end, 1);
-  }
-  unit->away = 0;
-}
-
 static int
 is_away (const struct ma_unit *unit, unsigned slot)
 {
@@ -160,6 +144,22 @@ is_away (const struct ma_unit *unit, unsigned slot)
   return (unit->away & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
                                   (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
          != 0;
+}
+
+/* Has the first page that is away present again, and its slots to be had: populated, as the zero check
+ * would map the shared zero page first and fault twice. */
+static void
+recall (struct ma_unit *unit)
+{
+  unsigned page = (unsigned)__builtin_ctz (unit->away);
+  unsigned first;
+  unsigned end;
+  os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
+  unit->away &= (uint16_t)~(1u << page);
+  slots_of_pages (unit, page, page + 1, &first, &end);
+  for (unsigned slot = first; slot < end; slot++)
+    if (!is_away (unit, slot))
+      set_free (unit, slot, slot + 1, 1);
 }
 
 static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
@@ -414,8 +414,8 @@ next_used (struct ma_unit **heap, struct ma_unit *unit)
   return NULL;
 }
 
-/* Gives back pages without a live slot, and slabs without one, as long as more than KEEP such pages
- * are left. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
+/* Gives back pages without a live slot, and slabs without one, until KEEP such pages are left; if
+ * there are no more than twice as many, none: what is given back now is not wanted in a moment. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
 static void
 give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
 {
@@ -423,6 +423,8 @@ give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; keep && (unit = next_used (&heap, unit));)
     idle += page_count (empty_pages (unit));
+  if (keep && idle <= 2 * keep)
+    return;
   heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {

@@ -12,7 +12,8 @@ enum
   BINNED_PAGES = 512,
   LEAD = 16,                 /* most canary bytes before a block */
   WARM_BYTES = 2 << 20,      /* a local arena keeps at most this much */
-  VERIFIED_BYTES = 64 << 10, /* of a warm block; larger ones are looked at in samples */
+  VERIFIED_BYTES = 512,      /* of a warm block are all looked at, and of the rest a line in every */
+  SAMPLE_STEP = 512,         /* so many bytes: a third pass over it all would cost too much */
   SAMPLE = 64
 };
 
@@ -81,7 +82,11 @@ place (struct ma_unit *unit, char *block, size_t size)
 {
   unit->block = block;
   unit->size = size;
-  fill (lead_of (unit, block), block);
+  char *lead = lead_of (unit, block);
+  if (likely (block - lead == LEAD))
+    ((uint64_t *)lead)[0] = ((uint64_t *)lead)[1] = ma_sealed.canary;
+  else
+    fill (lead, block);
   fill (block + size, tail_end_of (unit, block + size));
 }
 
@@ -102,7 +107,12 @@ is_intact (const struct ma_unit *unit)
   char *lead = lead_of (unit, unit->block);
   char *tail = unit->block + unit->size;
   char *end = tail_end_of (unit, tail);
-  return (is_filled (lead, unit->block) && is_filled (tail, end))
+  int is_lead_intact = likely (unit->block - lead == LEAD)
+                           ? ((((uint64_t *)lead)[0] ^ ma_sealed.canary)
+                              | (((uint64_t *)lead)[1] ^ ma_sealed.canary))
+                                 == 0
+                           : is_filled (lead, unit->block);
+  return (is_lead_intact && is_filled (tail, end))
          || (is_wiped_by_fork (unit, lead, unit->block) && is_wiped_by_fork (unit, tail, end));
 }
 
@@ -218,13 +228,12 @@ is_still_zero (const char *p, size_t size)
   /* Whole blocks of 16 around the request: the range is zero beyond it as well. */
   const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)15);
   const char *to = (const char *)os_round_up ((uintptr_t)p + size, 16);
-  size_t bytes = (size_t)(to - from);
-  if (bytes <= VERIFIED_BYTES)
-    return ma_is_zero (from, bytes);
-  for (const char *at = from; at < to - SAMPLE; at += MA_PAGE)
-    if (!ma_is_zero (at, SAMPLE))
-      return 0;
-  return ma_is_zero (to - SAMPLE, SAMPLE);
+  if (to - from <= VERIFIED_BYTES)
+    return ma_is_zero (from, (size_t)(to - from));
+  int is_zero = ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE);
+  for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
+    is_zero &= ma_is_zero (at, SAMPLE);
+  return is_zero;
 }
 
 static struct ma_unit *
