@@ -1,14 +1,13 @@
 /* slot.h - the bytes of a slot: all zero while it is free; a block and its canary while it is not.
  *
- * This is what the fast paths spend their time on. Sizes differ from call to call, so that loops
- * over a slot would end in a mispredicted branch each. Instead, slots are in six groups, one per
- * doubling, and within a group the work has one shape: as many 32-byte vectors from the front as
- * from the back, which meet or overlap in the middle, and a fixed number of canary vectors at the
- * end, under a mask. Where the CPU has no such vectors the compiler makes two of each.
+ * This is what the fast paths spend their time on. Sizes differ from call to call, so that a loop
+ * over a slot ends in a mispredicted branch, which costs as much as 500 bytes of stores. Instead,
+ * slots are in three groups, and within a group the work has one shape: a fixed number of 32-byte
+ * vectors, of which those that would lie beyond the end are done at the end once more. Where the CPU
+ * has no such vectors the compiler makes two of each.
  *
- * A load waits for the cache when the bytes it wants were just written by two stores. So what is
- * read back soon after it was written is read in pieces that lie within one store: zeros by 16, the
- * canary of small blocks by 8.
+ * A load waits for the cache when the bytes it wants were just written by two stores. So the canary
+ * of a small block, whose owner has just written the bytes before it, is read in words.
  */
 #ifndef MA_SLOT_H
 #define MA_SLOT_H
@@ -19,27 +18,26 @@
 #include "region.h"
 #include "wipe.h"
 
-/* Vectors from each end, and vectors that hold the canary of any block of the class's own sizes:
- * the least canary and what one step between classes adds. */
+/* The vectors of a slot; the aligned words that hold the canary of any block of the class's own
+ * sizes, which is the least canary and what one step between classes adds. In large slots neither is
+ * worth a shape: 0. */
 enum
 {
-  MA_GROUPS = 6
+  MA_GROUPS = 3,
+  MA_TAIL = 5 /* vectors that hold the canary in the last group */
 };
 #define MA_SLOT_GROUP(group, work)                                                                 \
   switch (group)                                                                                   \
     {                                                                                              \
-    case 0: work (1, 1); /* up to 64 */                                                            \
-    case 1: work (2, 1); /* 128 */                                                                 \
-    case 2: work (4, 1); /* 256 */                                                                 \
-    case 3: work (8, 2); /* 512 */                                                                 \
-    case 4: work (16, 3); /* 1024 */                                                               \
-    default: work (32, 5); /* 2048 */                                                              \
+    case 0: work (4, 3); /* up to 128 */                                                           \
+    case 1: work (16, 5); /* 512 */                                                                \
+    default: work (0, 0); /* 2048 */                                                               \
     }
 
 static inline unsigned
 ma_slot_group (size_t slot)
 {
-  return slot <= 64 ? 0 : 58 - (unsigned)__builtin_clzl (slot - 1);
+  return slot <= 128 ? 0 : slot <= 512 ? 1 : 2;
 }
 
 /* Slots are at multiples of 16. */
@@ -63,39 +61,46 @@ slot_mask (ma_v32 *mask, size_t boundary, size_t at)
   memcpy (mask, ma_slot_masks + 192 + at - boundary, sizeof *mask);
 }
 
-MA_INLINE int
-slot_is_zero_shape (const char *p, size_t slot, int half)
+MA_INLINE size_t
+slot_least (size_t a, size_t b)
 {
-  const ma_v16 *front = (const ma_v16 *)p;
-  const ma_v16 *back = (const ma_v16 *)(p + slot) - 2 * half;
-  ma_v16 seen = { 0, 0 };
+  return a < b ? a : b;
+}
+
+MA_INLINE int
+slot_is_zero_shape (const char *p, size_t slot, int vectors)
+{
+  ma_v32 seen = { 0, 0, 0, 0 };
+  if (vectors == 0)
+    return ma_is_zero (p, slot);
 #pragma GCC unroll 16
-  for (int i = 0; i < 2 * half; i++)
-    seen |= front[i] | back[i];
-  return (seen[0] | seen[1]) == 0;
+  for (int i = 0; i < vectors; i++)
+    seen |= *(const ma_v32 *)(p + slot_least (32 * (size_t)i, slot - 32));
+  return (seen[0] | seen[1] | seen[2] | seen[3]) == 0;
 }
 
 MA_INLINE void
-slot_wipe_shape (char *p, size_t slot, int half)
+slot_wipe_shape (char *p, size_t slot, int vectors)
 {
-  ma_v32 *front = (ma_v32 *)p;
-  ma_v32 *back = (ma_v32 *)(p + slot) - half;
+  if (vectors == 0)
+    ma_wipe_inline (p, slot);
+  else
 #pragma GCC unroll 16
-  for (int i = 0; i < half; i++)
-    {
-      front[i] = (ma_v32){ 0, 0, 0, 0 };
-      back[i] = (ma_v32){ 0, 0, 0, 0 };
-      /* No dead store, and no call of memset either. */
-      __asm__ volatile ("" : : "r"(p) : "memory");
-    }
+    for (int i = 0; i < vectors; i++)
+      {
+        *(ma_v32 *)(p + slot_least (32 * (size_t)i, slot - 32)) = (ma_v32){ 0, 0, 0, 0 };
+        /* No dead store, and no call of memset either. */
+        __asm__ volatile ("" : : "r"(p) : "memory");
+      }
 }
 
 /* Written over a zero slot: the bytes of the block stay zero. */
 MA_INLINE void
-slot_canary_shape (char *p, size_t size, size_t slot, int tail)
+slot_canary_shape (char *p, size_t size, size_t slot, int words)
 {
   long long word = (long long)ma_sealed.canary;
   ma_v32 canary = { word, word, word, word };
+  int tail = words == 3 ? 1 : words == 5 ? 2 : MA_TAIL;
 #pragma GCC unroll 16
   for (int i = tail; i > 0; i--)
     {
@@ -108,29 +113,23 @@ slot_canary_shape (char *p, size_t size, size_t slot, int tail)
 typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
 
 MA_INLINE int
-slot_intact_shape (const char *p, size_t size, size_t slot, int tail)
+slot_intact_shape (const char *p, size_t size, size_t slot, int words)
 {
-  long long word = (long long)ma_sealed.canary;
-  if (tail == 1)
+  uint64_t c = ma_sealed.canary;
+  if (words)
     {
-      /* The word after the block, whatever its alignment, and up to three aligned ones: together
-       * they are all of the 8 to 32 bytes. */
       unsigned turn = (unsigned)(size & 7) * 8;
-      uint64_t c = ma_sealed.canary;
-      uint64_t first = c >> turn | c << (-turn & 63);
-      size_t second = (size + 8) & ~(size_t)7;
-      size_t last = slot - 8;
-      second = second < last ? second : last;
-      size_t third = slot - 16 > second ? slot - 16 : second;
-      return ((*(const ma_word *)(p + size) ^ first)
-              | ((*(const ma_word *)(p + second) ^ c) | (*(const ma_word *)(p + third) ^ c))
-              | (*(const ma_word *)(p + last) ^ c))
-             == 0;
+      uint64_t damage = *(const ma_word *)(p + size) ^ (c >> turn | c << (-turn & 63));
+      size_t at = (size + 8) & ~(size_t)7;
+#pragma GCC unroll 16
+      for (int i = 0; i < words; i++)
+        damage |= *(const ma_word *)(p + slot_least (at + 8 * (size_t)i, slot - 8)) ^ c;
+      return damage == 0;
     }
-  ma_v32 canary = { word, word, word, word };
+  ma_v32 canary = { (long long)c, (long long)c, (long long)c, (long long)c };
   ma_v32 damage = { 0, 0, 0, 0 };
 #pragma GCC unroll 16
-  for (int i = tail; i > 0; i--)
+  for (int i = MA_TAIL; i > 0; i--)
     {
       ma_v32 mask;
       slot_mask (&mask, size, slot - 32 * (size_t)i);
@@ -144,7 +143,7 @@ slot_intact_shape (const char *p, size_t size, size_t slot, int tail)
 static inline size_t
 slot_covered (unsigned group)
 {
-  static const uint8_t tails[MA_GROUPS] = { 1, 1, 1, 2, 3, 5 };
+  static const uint8_t tails[MA_GROUPS] = { 1, 2, MA_TAIL };
   return 32u * tails[group];
 }
 
@@ -175,10 +174,10 @@ slot_intact_roomy (const char *p, size_t size, size_t slot)
 MA_INLINE int
 slot_take (char *p, size_t size, size_t slot, unsigned group, int is_verified)
 {
-#define TAKE(half, tail)                                                                           \
+#define TAKE(vectors, words)                                                                           \
   {                                                                                                \
-    int is_zero = !is_verified || slot_is_zero_shape (p, slot, half);                              \
-    slot_canary_shape (p, size, slot, tail);                                                       \
+    int is_zero = !is_verified || slot_is_zero_shape (p, slot, vectors);                              \
+    slot_canary_shape (p, size, slot, words);                                                       \
     return is_zero;                                                                                \
   }
   MA_SLOT_GROUP (group, TAKE)
@@ -191,7 +190,7 @@ slot_is_intact (const char *p, size_t size, size_t slot, unsigned group)
 {
   if (unlikely (slot - size > slot_covered (group)))
     return slot_intact_roomy (p, size, slot);
-#define INTACT(half, tail) return slot_intact_shape (p, size, slot, tail);
+#define INTACT(vectors, words) return slot_intact_shape (p, size, slot, words);
   MA_SLOT_GROUP (group, INTACT)
 #undef INTACT
 }
@@ -201,11 +200,11 @@ slot_is_intact (const char *p, size_t size, size_t slot, unsigned group)
 MA_INLINE int
 slot_give (char *p, size_t size, size_t slot, unsigned group)
 {
-#define GIVE(half, tail)                                                                           \
+#define GIVE(vectors, words)                                                                           \
   {                                                                                                \
-    if (unlikely (!slot_intact_shape (p, size, slot, tail)))                                       \
+    if (unlikely (!slot_intact_shape (p, size, slot, words)))                                       \
       return 0;                                                                                    \
-    slot_wipe_shape (p, slot, half);                                                               \
+    slot_wipe_shape (p, slot, vectors);                                                               \
     return 1;                                                                                      \
   }
   MA_SLOT_GROUP (group, GIVE)
