@@ -1,0 +1,64 @@
+# make demo      what a secret leaves behind, in plain Python and in an arena
+# make test      C tests, lint, Python tests
+# make test-all  the same, with the Python tests on each of 3.11, 3.12, 3.13 that is found
+# make lint, make format, make bench, make clean
+#
+# All of it in a venv in the checkout. PYTHON=python3.12 picks the interpreter; INSTALL=1 lets root
+# install missing Debian packages.
+
+PYTHON ?=
+VENV ?= .venv
+export PYTHON
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+MAKEFLAGS += --no-print-directory
+
+C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -name '*.[ch]' -o -name '*.cpp')
+
+.PHONY: demo test test-all ready ctest pytest lint format bench clean
+
+demo: ready
+	@malloc-arena demo
+
+test: ctest lint pytest
+
+ready:
+	@sh .ci/setup $(VENV)
+
+ctest: ready
+	@test -f build/build.ninja || meson setup build -Dpython=false -Dtests=true -Dwerror=true
+	@meson test -C build --print-errorlogs
+
+pytest: ready
+	@pytest
+
+lint: ready
+	@ruff check .
+	@ruff format --check .
+	@mypy
+	@clang-format --dry-run -Werror $(C_FILES)
+
+format: ready
+	@ruff check --fix --exit-zero --quiet .
+	@ruff format .
+	@clang-format -i $(C_FILES)
+
+bench: ready
+	@python benchmarks/run.py
+
+# The interpreter of .venv comes last, with everything else that "make test" does.
+test-all: ready
+	@main=$$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	for version in 3.11 3.12 3.13; do \
+	  test $$version = $$main && continue; \
+	  for python in python$$version \
+	      "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python3; do \
+	    "$$python" -c '' 2>/dev/null || continue; \
+	    echo "test-all: Python $$version"; \
+	    $(MAKE) pytest PYTHON="$$python" VENV=.venv-$$version || exit 1; \
+	    break; \
+	  done; \
+	done
+	@$(MAKE) test
+
+clean:
+	rm -rf .venv .venv-3.* build .mypy_cache .pytest_cache .ruff_cache
