@@ -1,0 +1,69 @@
+/* ext.h - what the files of the _core extension share.
+ *
+ * module.c   the module: constants, region(), errors of the package raised from C
+ * arena.c    Arena: one handle of the library, and the scopes of a thread
+ * buffer.c   SecretBuffer
+ * pyhooks.c  the hooks on CPython's allocator domains; static, process-wide, no Python state
+ */
+#ifndef MA_EXT_H
+#define MA_EXT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "malloc_arena.h"
+#include "runtime.h"
+
+#define likely(x) __builtin_expect (!!(x), 1)
+#define unlikely(x) __builtin_expect (!!(x), 0)
+
+/* Without a GIL there are no hooks, and so no scopes: the collector finds objects by walking heaps of
+ * its own, and would never see a cycle in an arena. */
+#ifdef Py_GIL_DISABLED
+#define HAS_HOOKS 0
+#else
+#define HAS_HOOKS 1
+#endif
+
+struct arena_object
+{
+  PyObject ob_base;
+  malloc_arena *handle; /* NULL: closed */
+  unsigned kind;
+  int is_shared; /* of get(): the process's, never deleted */
+  PyObject *name;
+  PyObject *weakrefs;
+};
+
+struct core_state
+{
+  PyTypeObject *arena_type;
+  PyTypeObject *buffer_type;
+};
+
+extern PyType_Spec arena_spec;
+extern PyType_Spec buffer_spec;
+struct core_state *core_state_of (PyTypeObject *type);
+
+/* Sets an exception of malloc_arena.errors with a message. Returns NULL. */
+PyObject *core_error (const char *class_name, const char *format, ...);
+/* ArenaUnavailable for an arena of KIND that the library refused with ERROR. Returns NULL. */
+PyObject *core_unavailable (int error, unsigned kind);
+/* Why HANDLE gives no more memory, as a MemoryError's message; NULL with an exception. */
+PyObject *core_exhausted (malloc_arena *handle);
+
+/* Installs the hooks if they are not. 0, or -1 with an exception. */
+int pyhooks_install (void);
+/* Whether an allocation of each domain arrives in the arena that is active now. */
+enum pyhooks_probe
+{
+  PYHOOKS_HOLD,
+  PYHOOKS_LOST,
+  PYHOOKS_REFUSED /* the arena gives no more memory */
+};
+enum pyhooks_probe pyhooks_probe (void);
+/* The arena that refused the calling thread an allocation last; NULL: none since the last clear. */
+malloc_arena *pyhooks_refused (void);
+void pyhooks_clear_refused (void);
+
+#endif

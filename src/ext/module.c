@@ -1,0 +1,168 @@
+/* module.c - the _core module: types, constants, region(), and exceptions raised from C. */
+#include "ext.h"
+
+#include <stdarg.h>
+
+static struct PyModuleDef core_module;
+
+struct core_state *
+core_state_of (PyTypeObject *type)
+{
+  PyObject *module = PyType_GetModuleByDef (type, &core_module);
+  return module != NULL ? PyModule_GetState (module) : NULL;
+}
+
+/* Errors are made outside any arena: an arena that is full has no room for them, and CPython's type
+ * cache keeps the names that they are looked up by. */
+static PyObject *
+errors_attribute (const char *name)
+{
+  PyObject *module = PyImport_ImportModule ("malloc_arena.errors");
+  PyObject *attribute = module != NULL ? PyObject_GetAttrString (module, name) : NULL;
+  Py_XDECREF (module);
+  return attribute;
+}
+
+PyObject *
+core_error (const char *class_name, const char *format, ...)
+{
+  malloc_arena_enter (NULL);
+  va_list arguments;
+  va_start (arguments, format);
+  PyObject *message = PyUnicode_FromFormatV (format, arguments);
+  va_end (arguments);
+  PyObject *class = message != NULL ? errors_attribute (class_name) : NULL;
+  if (class != NULL)
+    PyErr_SetObject (class, message);
+  Py_XDECREF (class);
+  Py_XDECREF (message);
+  malloc_arena_leave (NULL);
+  return NULL;
+}
+
+PyObject *
+core_unavailable (int error, unsigned kind)
+{
+  malloc_arena_enter (NULL);
+  PyObject *make = errors_attribute ("unavailable");
+  PyObject *exception = make != NULL ? PyObject_CallFunction (make, "iI", error, kind) : NULL;
+  if (exception != NULL)
+    PyErr_SetObject ((PyObject *)Py_TYPE (exception), exception);
+  Py_XDECREF (exception);
+  Py_XDECREF (make);
+  malloc_arena_leave (NULL);
+  return NULL;
+}
+
+PyObject *
+core_exhausted (malloc_arena *handle)
+{
+  struct malloc_arena_stats stats = { .size = sizeof stats };
+  malloc_arena_stats (handle, &stats);
+  malloc_arena_enter (NULL);
+  PyObject *make = errors_attribute ("exhausted");
+  PyObject *message = NULL;
+  if (make != NULL)
+    message = PyObject_CallFunction (make, "snnnnn", malloc_arena_name (handle),
+                                     (Py_ssize_t)stats.limit_bytes, (Py_ssize_t)stats.mapped_bytes,
+                                     (Py_ssize_t)stats.live_bytes, (Py_ssize_t)stats.live_blocks,
+                                     (Py_ssize_t)stats.locked_bytes);
+  Py_XDECREF (make);
+  malloc_arena_leave (NULL);
+  return message;
+}
+
+static PyObject *
+core_region (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
+{
+  return Py_BuildValue ("KK", (unsigned long long)ma_region.base,
+                        (unsigned long long)ma_region.size);
+}
+
+static int
+core_exec (PyObject *module)
+{
+  struct core_state *state = PyModule_GetState (module);
+  state->arena_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &arena_spec, NULL);
+  state->buffer_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &buffer_spec, NULL);
+  if (state->arena_type == NULL || state->buffer_type == NULL
+      || PyModule_AddType (module, state->arena_type) == -1
+      || PyModule_AddType (module, state->buffer_type) == -1
+      || PyModule_AddIntMacro (module, HEAP_DEFAULT) == -1
+      || PyModule_AddIntMacro (module, HEAP_SECURE) == -1
+      || PyModule_AddIntMacro (module, HEAP_TAGGED) == -1
+      || PyModule_AddIntMacro (module, HEAP_ISOLATED) == -1
+      || PyModule_AddIntMacro (module, HEAP_SECRETMEM) == -1)
+    return -1;
+  PyObject *version = PyUnicode_FromFormat ("%d.%d.%d", MALLOC_ARENA_VERSION_MAJOR,
+                                            MALLOC_ARENA_VERSION_MINOR, MALLOC_ARENA_VERSION_PATCH);
+  int added = PyModule_AddObjectRef (module, "__version__", version);
+  Py_XDECREF (version);
+  if (added == -1)
+    return -1;
+  /* "From start-up" cannot be earlier than this. */
+  return ma_default_arena () != NULL ? pyhooks_install () : 0;
+}
+
+static int
+core_traverse (PyObject *module, visitproc visit, void *arg)
+{
+  struct core_state *state = PyModule_GetState (module);
+  Py_VISIT (state->arena_type);
+  Py_VISIT (state->buffer_type);
+  return 0;
+}
+
+static int
+core_clear (PyObject *module)
+{
+  struct core_state *state = PyModule_GetState (module);
+  Py_CLEAR (state->arena_type);
+  Py_CLEAR (state->buffer_type);
+  return 0;
+}
+
+static void
+core_free (void *module)
+{
+  core_clear (module);
+}
+
+static PyMethodDef core_methods[] = {
+  { "region", core_region, METH_NOARGS,
+    PyDoc_STR ("region()\n--\n\n"
+               "(base, size) of the address range that holds every arena; (0, 0) before the "
+               "first.") },
+  { NULL, NULL, 0, NULL },
+};
+
+static PyModuleDef_Slot core_slots[] = {
+  { Py_mod_exec, core_exec },
+/* All static state here belongs to the process: the hooks, and the handles of shared arenas. */
+#if PY_VERSION_HEX >= 0x030c0000
+  { Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED },
+#endif
+#if PY_VERSION_HEX >= 0x030d0000
+  { Py_mod_gil, Py_MOD_GIL_NOT_USED },
+#endif
+  { 0, NULL },
+};
+
+static struct PyModuleDef core_module = {
+  PyModuleDef_HEAD_INIT,
+  .m_name = "malloc_arena._core",
+  .m_size = sizeof (struct core_state),
+  .m_methods = core_methods,
+  .m_slots = core_slots,
+  .m_traverse = core_traverse,
+  .m_clear = core_clear,
+  .m_free = core_free,
+};
+
+PyMODINIT_FUNC PyInit__core (void);
+
+PyMODINIT_FUNC
+PyInit__core (void)
+{
+  return PyModuleDef_Init (&core_module);
+}

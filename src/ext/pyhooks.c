@@ -1,0 +1,357 @@
+/* pyhooks.c - the hooks on CPython's allocator domains RAW, MEM and OBJ.
+ *
+ * Owns: one wrapping hook per domain, installed once and for good. After initialisation CPython
+ * allows wrapping hooks only, and swapping them is a race: a block must not meet another free than
+ * its own. So there is no way back, no module state that could die before a block, and no memory:
+ * blocks are freed through here after the module, and the interpreter, are gone.
+ *
+ * Invariant: allocations go by the thread's active arena, free and realloc by the block's address.
+ */
+#include "ext.h"
+
+#include <malloc.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+enum
+{
+  DOMAINS = 3,
+  PYMALLOC_MOST = 512 /* larger requests of MEM and OBJ pass on to RAW */
+};
+
+/* What the wrapped allocator of a domain is, as far as it matters for finding a block's size. */
+enum source
+{
+  UNKNOWN, /* a debugging or profiling layer: may hand out interior pointers */
+  LIBC,    /* malloc's own pointers */
+  PYMALLOC /* its own small blocks; others are RAW's */
+};
+
+static struct
+{
+  PyMemAllocatorEx original;
+  enum source source;
+} hooked[DOMAINS];
+
+/* With MALLOC_ARENA_OPTIONS=active=..., where allocations of no active arena go. */
+static malloc_arena *standing_arena;
+
+static __thread malloc_arena *refused_by;
+
+static __attribute__ ((cold, noinline)) void *
+refused (struct ma_local *local)
+{
+  malloc_arena *active = ma_active_arena ();
+  refused_by = local == ma_active ? active : standing_arena;
+  return NULL;
+}
+
+/* Out of line, so that the way past them needs no stack frame. */
+static __attribute__ ((noinline)) void *
+alloc_in (struct ma_local *local, size_t size)
+{
+  void *p = ma_alloc (local, size);
+  return likely (p != NULL) ? p : refused (local);
+}
+
+static __attribute__ ((noinline)) void *
+zalloc_in (struct ma_local *local, size_t count, size_t size)
+{
+  size_t bytes;
+  if (__builtin_mul_overflow (count, size, &bytes))
+    return NULL;
+  void *p = ma_zalloc (local, bytes);
+  return likely (p != NULL) ? p : refused (local);
+}
+
+static __attribute__ ((noinline)) void *
+resize_in (void *p, size_t size)
+{
+  /* Size 0 makes a block of its own here, while C's realloc frees. */
+  void *q = ma_resize (p, size != 0 ? size : 1);
+  if (unlikely (q == NULL))
+    refused_by = malloc_arena_of (p);
+  return q;
+}
+
+/* A block from outside is resized while LOCAL is active: it moves in, and what it leaves is wiped.
+ * A failure leaves the caller's block whole, so the arena is asked before the original allocator
+ * may move or free anything. */
+static __attribute__ ((cold, noinline)) void *
+move_in (int domain, struct ma_local *local, void *p, size_t size)
+{
+  const PyMemAllocatorEx *original = &hooked[domain].original;
+  void *in = NULL;
+  void *out;
+  if (size == 0)
+    size = 1;
+  switch (hooked[domain].source)
+    {
+    case LIBC:
+      {
+        in = ma_alloc (local, size);
+        if (in == NULL)
+          return refused (local);
+        size_t usable = malloc_usable_size (p);
+        memcpy (in, p, usable < size ? usable : size);
+        ma_wipe (p, usable);
+        original->free (original->ctx, p);
+        return in;
+      }
+
+    case PYMALLOC:
+      /* Nobody but pymalloc knows the size of its small blocks; its realloc makes SIZE bytes
+       * readable. What stays unwiped: the old place of a small block that it moves, or the tail of
+       * one that it shrinks where it is; both hold what was written to an object from outside. A
+       * large block, or one that becomes large, comes back through RAW's hook and is in already. */
+      if (size <= PYMALLOC_MOST)
+        {
+          in = ma_alloc (local, size);
+          if (in == NULL)
+            return refused (local);
+        }
+      out = original->realloc (original->ctx, p, size);
+      break;
+
+    default:
+      in = ma_alloc (local, size);
+      if (in == NULL)
+        return refused (local);
+      /* With no arena active, also for RAW's hook below: a layer that puts a header in front of
+       * what it got from there would hand out an interior pointer of an arena block. */
+      malloc_arena_enter (NULL);
+      out = original->realloc (original->ctx, p, size);
+      malloc_arena_leave (NULL);
+      break;
+    }
+  if (out == NULL || in == NULL || ma_owns (out))
+    {
+      if (in != NULL)
+        ma_release (in);
+      return out;
+    }
+  memcpy (in, out, size);
+  ma_wipe (out, size);
+  original->free (original->ctx, out);
+  return in;
+}
+
+static inline void *
+hook_malloc (int domain, struct ma_local *local, void *ctx, size_t size)
+{
+  if (unlikely (local != NULL))
+    return alloc_in (local, size);
+  return hooked[domain].original.malloc (ctx, size);
+}
+
+static inline void *
+hook_calloc (int domain, struct ma_local *local, void *ctx, size_t count, size_t size)
+{
+  if (unlikely (local != NULL))
+    return zalloc_in (local, count, size);
+  return hooked[domain].original.calloc (ctx, count, size);
+}
+
+static inline void *
+hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t size)
+{
+  if (ma_owns (p))
+    return resize_in (p, size);
+  if (unlikely (local != NULL))
+    return p == NULL ? alloc_in (local, size) : move_in (domain, local, p, size);
+  return hooked[domain].original.realloc (ctx, p, size);
+}
+
+static inline void
+hook_free (int domain, void *ctx, void *p)
+{
+  if (ma_owns (p))
+    ma_release (p);
+  else
+    hooked[domain].original.free (ctx, p);
+}
+
+/* One function per domain and operation, so that the way past an arena that is not there is one
+ * test and one tail call. The context is the original's own: a thread that allocates RAW memory
+ * while the hooks are being installed may see any mixture of old and new fields. */
+#define HOOK(set, domain, local)                                                                   \
+  static void *set##_malloc_##domain (void *ctx, size_t size)                                      \
+  {                                                                                                \
+    return hook_malloc (domain, local, ctx, size);                                                 \
+  }                                                                                                \
+  static void *set##_calloc_##domain (void *ctx, size_t count, size_t size)                        \
+  {                                                                                                \
+    return hook_calloc (domain, local, ctx, count, size);                                          \
+  }                                                                                                \
+  static void *set##_realloc_##domain (void *ctx, void *p, size_t size)                            \
+  {                                                                                                \
+    return hook_realloc (domain, local, ctx, p, size);                                             \
+  }                                                                                                \
+  static void set##_free_##domain (void *ctx, void *p) { hook_free (domain, ctx, p); }
+#define HOOKS(set, local) HOOK (set, 0, local) HOOK (set, 1, local) HOOK (set, 2, local)
+#define ALLOCATOR(set, domain)                                                                     \
+  { NULL, set##_malloc_##domain, set##_calloc_##domain, set##_realloc_##domain,                    \
+    set##_free_##domain }
+#define ALLOCATORS(set) { ALLOCATOR (set, 0), ALLOCATOR (set, 1), ALLOCATOR (set, 2) }
+
+/* The set for trials in which everything is in an arena; the usual set must not pay for it. An
+ * enter of NULL means the ordinary allocator here as well. */
+static struct ma_local *
+standing_local (void)
+{
+  if (ma_active != NULL || ma_depth () != 0)
+    return ma_active;
+  return ma_local_of (standing_arena);
+}
+
+HOOKS (scoped, ma_active)
+HOOKS (standing, standing_local ())
+
+static const PyMemAllocatorEx scoped_set[DOMAINS] = ALLOCATORS (scoped);
+static const PyMemAllocatorEx standing_set[DOMAINS] = ALLOCATORS (standing);
+static const PyMemAllocatorDomain domains[DOMAINS]
+    = { PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ };
+
+/* Private to CPython, so it may be missing: then a block's size is unknown, and move_in does with
+ * less. NULL also where another layer than CPython's own is in place. */
+extern const char *_PyMem_GetCurrentAllocatorName (void) __attribute__ ((weak));
+
+static void
+install (void)
+{
+  const char *name = _PyMem_GetCurrentAllocatorName ? _PyMem_GetCurrentAllocatorName () : NULL;
+  int is_libc = name != NULL && strcmp (name, "malloc") == 0;
+  int is_pymalloc = name != NULL && strcmp (name, "pymalloc") == 0;
+  standing_arena = ma_default_arena ();
+  const PyMemAllocatorEx *set = standing_arena != NULL ? standing_set : scoped_set;
+  for (int i = 0; i < DOMAINS; i++)
+    {
+      PyMem_GetAllocator (domains[i], &hooked[i].original);
+      if (is_libc || (is_pymalloc && domains[i] == PYMEM_DOMAIN_RAW))
+        hooked[i].source = LIBC;
+      else
+        hooked[i].source = is_pymalloc ? PYMALLOC : UNKNOWN;
+    }
+  atomic_thread_fence (memory_order_seq_cst);
+  for (int i = 0; i < DOMAINS; i++)
+    {
+      PyMemAllocatorEx hook = set[i];
+      hook.ctx = hooked[i].original.ctx;
+      PyMem_SetAllocator (domains[i], &hook);
+    }
+}
+
+/* tracemalloc puts back at its stop what it found at its start. Were that from before us, arena
+ * blocks would meet pymalloc's free; so it is stopped while we install, and started on top. */
+struct tracer
+{
+  PyObject *stop;
+  PyObject *start;
+  PyObject *depth; /* NULL: not tracing */
+};
+
+static int
+find_tracer (struct tracer *tracer)
+{
+  *tracer = (struct tracer){ 0 };
+  PyObject *module = PyImport_ImportModule ("_tracemalloc");
+  if (module == NULL)
+    {
+      PyErr_Clear (); /* a build without it */
+      return 0;
+    }
+  PyObject *is_tracing = PyObject_CallMethod (module, "is_tracing", NULL);
+  int found = is_tracing == NULL ? -1 : PyObject_IsTrue (is_tracing);
+  if (found == 1)
+    {
+      tracer->stop = PyObject_GetAttrString (module, "stop");
+      tracer->start = PyObject_GetAttrString (module, "start");
+      tracer->depth = PyObject_CallMethod (module, "get_traceback_limit", NULL);
+      if (tracer->stop == NULL || tracer->start == NULL || tracer->depth == NULL)
+        found = -1;
+    }
+  Py_XDECREF (is_tracing);
+  Py_DECREF (module);
+  return found;
+}
+
+/* The call with what find_tracer made allocates nothing that the collector tracks, so that no
+ * finalizer can run between stop and start. */
+static int
+done (PyObject *result)
+{
+  Py_XDECREF (result);
+  return result != NULL;
+}
+
+int
+pyhooks_install (void)
+{
+  enum
+  {
+    ABSENT,
+    INSTALLING,
+    INSTALLED
+  };
+  static _Atomic int state = ABSENT;
+  if (!HAS_HOOKS || likely (atomic_load_explicit (&state, memory_order_acquire) == INSTALLED))
+    return 0;
+  struct tracer tracer;
+  int found = find_tracer (&tracer);
+  int ok = found != -1;
+  if (ok)
+    {
+      int seen = ABSENT;
+      while (!atomic_compare_exchange_strong (&state, &seen, INSTALLING) && seen == INSTALLING)
+        {
+          /* An interpreter with a GIL of its own is at it. */
+          PyThreadState *thread = PyEval_SaveThread ();
+          sched_yield ();
+          PyEval_RestoreThread (thread);
+          seen = ABSENT;
+        }
+      if (seen == ABSENT)
+        {
+          ok = !found || done (PyObject_CallNoArgs (tracer.stop));
+          if (ok)
+            {
+              install ();
+              ok = !found || done (PyObject_CallOneArg (tracer.start, tracer.depth));
+              atomic_store_explicit (&state, INSTALLED, memory_order_release);
+            }
+          else
+            atomic_store_explicit (&state, ABSENT, memory_order_release);
+        }
+    }
+  Py_XDECREF (tracer.stop);
+  Py_XDECREF (tracer.start);
+  Py_XDECREF (tracer.depth);
+  return ok ? 0 : -1;
+}
+
+enum pyhooks_probe
+pyhooks_probe (void)
+{
+  void *raw = PyMem_RawMalloc (1);
+  void *mem = PyMem_Malloc (1);
+  void *obj = PyObject_Malloc (1);
+  int held = ma_owns (raw) && ma_owns (mem) && ma_owns (obj);
+  int is_refused = raw == NULL || mem == NULL || obj == NULL;
+  PyMem_RawFree (raw);
+  PyMem_Free (mem);
+  PyObject_Free (obj);
+  return held ? PYHOOKS_HOLD : is_refused ? PYHOOKS_REFUSED : PYHOOKS_LOST;
+}
+
+malloc_arena *
+pyhooks_refused (void)
+{
+  return refused_by;
+}
+
+void
+pyhooks_clear_refused (void)
+{
+  refused_by = NULL;
+}
