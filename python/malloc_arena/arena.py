@@ -1,0 +1,310 @@
+"""Arena: on top of _core.Arena, the scopes of coroutines and generators, which C does not see."""
+
+from __future__ import annotations
+
+import sys
+from _collections_abc import AsyncGenerator, Coroutine, Generator  # collections.abc costs 1 ms more
+
+from . import _core
+from .errors import ArenaError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+    from types import CodeType, FrameType, TracebackType
+    from typing import Any, ParamSpec, TypeVar, overload
+
+    from .receipt import Receipt, Stats
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+
+    AnyCoroutine = Coroutine[Any, Any, Any]
+    AnyGenerator = Generator[Any, Any, Any]
+    AnyAsyncGenerator = AsyncGenerator[Any, Any]
+else:
+    AnyCoroutine, AnyGenerator, AnyAsyncGenerator = Coroutine, Generator, AsyncGenerator
+
+    def overload(function):
+        return function
+
+
+_CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
+
+
+class Arena(_core.Arena):
+    """A heap with properties of its own. As a context manager, everything its block allocates in
+    this thread lives in the arena, and is wiped when its last reference goes."""
+
+    __slots__ = ()
+
+    def run(self, awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+        """Binds a coroutine: the arena is active in its steps only, not while it waits."""
+        return _Run(self, awaitable)
+
+    @overload
+    def iterate(self, iterable: AsyncIterable[T]) -> AsyncGenerator[T, Any]: ...
+    @overload
+    def iterate(self, iterable: Iterable[T]) -> Generator[T, Any, Any]: ...  # noqa: F811
+    def iterate(self, iterable: Any) -> Any:  # noqa: F811
+        """Binds a generator, or any iterable: the arena is active in its steps only."""
+        if hasattr(iterable, "__aiter__"):
+            return _AsyncIterate(self, self.call(iterable.__aiter__))
+        return _Iterate(self, self.call(iter, iterable))
+
+    def bind(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, with the arena active in each call. What generator and coroutine functions
+        return is bound with iterate() and run()."""
+        import functools
+
+        bound: Callable[..., Any]
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        if flags & _CO_COROUTINE:
+
+            async def bound(*args: Any, **kwargs: Any) -> Any:
+                return await self.run(self.call(function, *args, **kwargs))  # type: ignore[arg-type]
+
+        elif flags & _CO_GENERATOR:
+
+            def bound(*args: Any, **kwargs: Any) -> Any:
+                return (yield from self.iterate(self.call(function, *args, **kwargs)))  # type: ignore[call-overload]
+
+        elif flags & _CO_ASYNC_GENERATOR:
+
+            def bound(*args: Any, **kwargs: Any) -> Any:
+                return self.iterate(self.call(function, *args, **kwargs))  # type: ignore[call-overload]
+
+        else:
+
+            def bound(*args: Any, **kwargs: Any) -> Any:
+                return self.call(function, *args, **kwargs)
+
+        return functools.wraps(function)(bound)
+
+    def scope(self, *, sweep: bool = False) -> Scope:
+        """``with arena.scope(sweep=True):`` also sweeps, before and after."""
+        return Scope(self, sweep)
+
+    def sweep(self) -> None:
+        """Empties the places where CPython itself keeps dead or cached values: the free lists (by a
+        full collection), the type cache, compiled regular expressions, parsed URLs, sys.last_*."""
+        import gc
+
+        for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+            if hasattr(sys, name):
+                delattr(sys, name)
+        for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
+            if module in sys.modules:
+                getattr(sys.modules[module], name)()
+        sys._clear_type_cache()
+        gc.collect()
+
+    def buffer(self, size: int) -> _core.SecretBuffer:
+        """Zeroed bytes of this arena's kind, wiped at close()."""
+        return _core.SecretBuffer(size, self)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What protection was really obtained."""
+        from .receipt import make_receipt
+
+        return make_receipt(self.kind, *self._receipt())
+
+    def stats(self) -> Stats:
+        """What the arena holds now."""
+        from .receipt import Stats
+
+        return Stats(*self._stats())
+
+
+_shared: dict[int, Arena] = {}
+
+
+def get(kind: int) -> Arena:
+    """Python's own arena of that kind; the same object at each call. ArenaUnavailable where the
+    machine cannot give it."""
+    arena = _shared.get(kind)
+    return arena if arena is not None else _shared.setdefault(kind, Arena._shared(kind))
+
+
+class Scope:
+    """One scope of an arena, with its sweeps."""
+
+    __slots__ = ("_arena", "_sweep")
+
+    def __init__(self, arena: Arena, sweep: bool) -> None:
+        self._arena = arena
+        self._sweep = sweep
+
+    def __enter__(self) -> Arena:
+        check_frame(sys._getframe(1))
+        if self._sweep:
+            # A value from the free lists is an object outside the arena that the block would use.
+            self._arena.sweep()
+        return self._arena.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._arena.__exit__(exc_type, exc_value, traceback)
+        if self._sweep:
+            self._arena.sweep()
+
+
+# The steps of an inner generator, coroutine or iterator, each with the arena active. Whatever the
+# step ends with, a value, a StopIteration, an exception, the scope has ended before the caller sees
+# it.
+
+
+class _Iterate(AnyGenerator):
+    __slots__ = ("_arena", "_inner")
+
+    def __init__(self, arena: Arena, inner: Any) -> None:
+        self._arena = arena
+        self._inner = inner
+
+    def __next__(self) -> Any:
+        with self._arena:
+            return next(self._inner)
+
+    def send(self, value: Any) -> Any:
+        with self._arena:
+            return next(self._inner) if value is None else self._inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if not hasattr(self._inner, "throw"):
+            return super().throw(*error)
+        with self._arena:
+            return self._inner.throw(*error)
+
+    def close(self) -> None:
+        if hasattr(self._inner, "close"):
+            with self._arena:
+                self._inner.close()
+
+
+class _Run(AnyCoroutine):
+    __slots__ = ("__name__", "__qualname__", "_arena", "_inner")
+
+    def __init__(self, arena: Arena, awaitable: Any) -> None:
+        self._arena = arena
+        if not hasattr(awaitable, "send"):
+            with arena:
+                awaitable = awaitable.__await__()
+        self._inner = awaitable
+        self.__name__ = getattr(awaitable, "__name__", type(awaitable).__name__)
+        self.__qualname__ = getattr(awaitable, "__qualname__", self.__name__)
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        with self._arena:
+            if value is None and not hasattr(self._inner, "send"):
+                return next(self._inner)
+            return self._inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if not hasattr(self._inner, "throw"):
+            return super().throw(*error)
+        with self._arena:
+            return self._inner.throw(*error)
+
+    def close(self) -> None:
+        if hasattr(self._inner, "close"):
+            with self._arena:
+                self._inner.close()
+
+
+class _AsyncIterate(AnyAsyncGenerator):
+    __slots__ = ("_arena", "_inner")
+
+    def __init__(self, arena: Arena, inner: AsyncIterator[Any]) -> None:
+        self._arena = arena
+        self._inner: Any = inner
+
+    def __anext__(self) -> Any:
+        return self._arena.run(self._inner.__anext__())
+
+    def asend(self, value: Any) -> Any:
+        return self._arena.run(self._inner.asend(value))
+
+    def athrow(self, *error: Any) -> Any:
+        return self._arena.run(self._inner.athrow(*error))
+
+    def aclose(self) -> Any:
+        return self._arena.run(self._inner.aclose())
+
+
+# By code and offset of the `with`: whether its block may be suspended.
+_suspends: dict[tuple[CodeType, int], bool] = {}
+
+
+def check_frame(frame: FrameType) -> None:
+    """ArenaError if the `with` that a generator or coroutine is entering has a yield or an await in
+    its block: suspended there, it would leave the arena active in its caller, or in other tasks."""
+    code = frame.f_code
+    if not code.co_flags & (_CO_GENERATOR | _CO_COROUTINE | _CO_ASYNC_GENERATOR):
+        return
+    key = code, frame.f_lasti
+    if key not in _suspends:
+        if len(_suspends) > 1000:
+            _suspends.clear()
+        _suspends[key] = _may_suspend(code, frame.f_lasti)
+    if _suspends[key]:
+        raise ArenaError(
+            f"the block of this `with` in {code.co_qualname} ({code.co_filename}:{frame.f_lineno}) "
+            "yields or awaits, and would leave the arena active in whatever runs meanwhile: use "
+            "arena.iterate() for a generator, await arena.run() for a coroutine, arena.bind() for "
+            "the function, or arena.call() for a single step"
+        )
+
+
+def _may_suspend(code: CodeType, offset: int) -> bool:
+    import opcode
+
+    before_with = opcode.opmap.get("BEFORE_WITH")
+    yield_value = opcode.opmap["YIELD_VALUE"]
+    bytecode = code.co_code
+    if bytecode[offset] != before_with:
+        return False  # an explicit call of __enter__: no block to look at
+    handlers = _handlers(code.co_exceptiontable)
+
+    def handler(at: int) -> int | None:
+        return next((target for start, end, target in handlers if start <= at < end), None)
+
+    exit_handler = handler(offset + 2)
+    for at in range(offset + 2, len(bytecode), 2):
+        if bytecode[at] == yield_value:
+            # Blocks within the block have handlers of their own, which lie in it in turn.
+            outer = handler(at)
+            while outer is not None and outer != exit_handler:
+                outer = handler(outer)
+            if outer is not None:
+                return True
+    return False
+
+
+def _handlers(table: bytes) -> list[tuple[int, int, int]]:
+    """(start, end, target) in bytes, of an exception table (Objects/exception_handling_notes.txt of
+    CPython): groups of four numbers, six bits a byte, most significant first."""
+    numbers: list[int] = []
+    value = 0
+    for byte in table:
+        value = value << 6 | byte & 0x3F
+        if not byte & 0x40:
+            numbers.append(value)
+            value = 0
+    return [
+        (2 * start, 2 * (start + length), 2 * target)
+        for start, length, target in zip(numbers[::4], numbers[1::4], numbers[2::4], strict=True)
+    ]

@@ -1,0 +1,110 @@
+"""Exceptions of this package, and what they say: the reason and the fix."""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class ArenaError(Exception):
+    """The base of this package's exceptions."""
+
+
+class ArenaUnavailable(ArenaError):
+    """An arena of that kind cannot be had here."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason, fix)
+        self.reason = reason
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.fix}"
+
+
+class HooksLost(ArenaError):
+    """Another tool has taken this package's hooks out of CPython's allocators."""
+
+
+_KINDS = {1: "HEAP_SECURE", 2: "HEAP_TAGGED", 4: "HEAP_ISOLATED", 8: "HEAP_SECRETMEM"}
+
+
+def kind_name(kind: int) -> str:
+    """``HEAP_SECURE | HEAP_ISOLATED`` for its number."""
+    flags = [name for flag, name in _KINDS.items() if kind & flag]
+    if kind & ~sum(_KINDS):
+        flags.append(hex(kind & ~sum(_KINDS)))
+    return " | ".join(flags) or "HEAP_DEFAULT"
+
+
+def lock_limit() -> str:
+    """RLIMIT_MEMLOCK as a text."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+
+
+_RAISE_LOCK_LIMIT = (
+    "Raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK= of a systemd unit, docker run --ulimit "
+    "memlock=)"
+)
+
+
+def unavailable(error: int, kind: int) -> ArenaUnavailable:
+    """What the library's refusal of an arena of that kind with that errno means. 0 stands for an
+    interpreter that cannot have scopes."""
+    name = kind_name(kind)
+    if error == 0:
+        return ArenaUnavailable(
+            "this is a free-threaded build of Python, whose collector does not see objects outside "
+            "its own heaps",
+            "Use a build with the GIL, or SecretBuffer, which works here",
+        )
+    if error == _errno.ENOTSUP and kind & 2:
+        return ArenaUnavailable(
+            f"{name} needs memory tagging, which this CPU or kernel does not offer to this process",
+            "Run on an arm64 CPU with MTE and a kernel with CONFIG_ARM64_MTE, or use HEAP_SECURE",
+        )
+    if error == _errno.ENOTSUP and kind & 8:
+        return ArenaUnavailable(
+            f"{name} needs memfd_secret(2), which this kernel does not offer to this process",
+            "Boot with secretmem.enable=1 (before Linux 6.5), allow memfd_secret in the seccomp "
+            "filter, or use HEAP_SECURE",
+        )
+    if error in (_errno.EPERM, _errno.EAGAIN):
+        return ArenaUnavailable(
+            f"the kernel refuses to lock memory for {name} (RLIMIT_MEMLOCK is {lock_limit()}) and "
+            'the lock policy is "require"',
+            f'{_RAISE_LOCK_LIMIT}, or use lock="prefer"',
+        )
+    if error == _errno.ENOMEM:
+        return ArenaUnavailable(
+            f"there is no memory or address space for an arena of {name}, or for one arena more",
+            "Raise RLIMIT_AS (ulimit -v), RLIMIT_MEMLOCK (ulimit -l) or limit=, or close arenas "
+            "that are not used",
+        )
+    if error == _errno.EINVAL:
+        return ArenaUnavailable(
+            f"{name} with these options is not something an arena can be",
+            "Combine HEAP_ISOLATED and HEAP_SECRETMEM with HEAP_SECURE; heap_size is 64 KiB to "
+            "64 MiB; isolate_threshold is 16 to 2048; a limit is at least a page",
+        )
+    import os
+
+    return ArenaUnavailable(
+        f"{name} cannot be had here: {os.strerror(error)}", "Ask malloc-arena doctor"
+    )
+
+
+def exhausted(name: str, limit: int, held: int, live: int, blocks: int, locked: int) -> str:
+    """Why an arena gives no more memory."""
+    state = f"it holds {held} bytes ({locked} locked), {live} of them in {blocks} live blocks"
+    if limit:
+        return (
+            f'arena "{name}" is at its limit of {limit} bytes: {state}. Raise limit=, or drop what '
+            "is still alive in it"
+        )
+    return (
+        f'arena "{name}" gets no more memory from the kernel: {state}; RLIMIT_MEMLOCK is '
+        f'{lock_limit()}. {_RAISE_LOCK_LIMIT}, or use lock="prefer"'
+    )

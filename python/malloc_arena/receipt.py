@@ -1,0 +1,125 @@
+"""What was obtained, and what is alive: frozen records of an arena at one moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import kind_name, lock_limit
+
+# By bit number, as in malloc_arena.h.
+_PROPERTIES = (
+    "locked",
+    "dump_excluded",
+    "fork",  # wiped in the child
+    "fork",  # kept for the child
+    "guards",
+    "secretmem",
+    "tagged",
+    "isolated",
+)
+_WIPED, _KEPT = 1 << 2, 1 << 3
+
+_TEXTS = {
+    "locked": "locked, never swapped",
+    "dump_excluded": "left out of core dumps",
+    "guards": "guard pages",
+    "secretmem": "outside the kernel's direct map",
+    "tagged": "checked by the CPU's memory tags",
+    "isolated": "every allocation a mapping of its own",
+}
+_FORKS = {
+    "wipe": "a forked child finds zeros",
+    "keep": "a forked child has its own copy, protected in the same way",
+    "copy": "a forked child has an unprotected copy",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The protection that the kernel really gives to all memory an arena holds now."""
+
+    kind: int
+    """HEAP_... flags."""
+    requested: tuple[str, ...]
+    """The names, among those below, of what was asked for."""
+    locked: bool
+    dump_excluded: bool
+    fork: Literal["wipe", "keep", "copy"]
+    """What a forked child finds: zeros, a protected copy, or an ordinary copy."""
+    guards: bool
+    secretmem: bool
+    tagged: bool
+    isolated: bool
+    mapped_bytes: int
+    locked_bytes: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why something requested was not obtained, by its name."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything requested was obtained."""
+        return not self.reasons
+
+    def __str__(self) -> str:
+        lines = [f"{kind_name(self.kind)}: {self.mapped_bytes} bytes, {self.locked_bytes} locked"]
+        for name in self.requested:
+            text = _FORKS[self.fork] if name == "fork" else _TEXTS[name]
+            if name in self.reasons:
+                lines.append(f"  no   {_TEXTS.get(name, text)}: {self.reasons[name]}")
+            else:
+                lines.append(f"  yes  {text}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What an arena holds."""
+
+    live_blocks: int
+    live_bytes: int
+    """As requested by the callers."""
+    peak_bytes: int
+    limit_bytes: int
+    """0: no limit."""
+    mapped_bytes: int
+    locked_bytes: int
+
+
+def _reason(name: str, error: int) -> str:
+    if name == "locked" and error in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
+        return f"{os.strerror(error)}; RLIMIT_MEMLOCK (ulimit -l) is {lock_limit()}"
+    return os.strerror(error) if error else "not given by this kernel"
+
+
+def make_receipt(
+    kind: int, requested: int, obtained: int, reasons: tuple[int, ...], mapped: int, locked: int
+) -> Receipt:
+    """A receipt from what the C library says, in its bits."""
+    names: list[str] = []
+    refused: dict[str, str] = {}
+    for number, name in enumerate(_PROPERTIES):
+        if requested >> number & 1:
+            names.append(name)
+            if not obtained >> number & 1:
+                refused[name] = _reason(name, reasons[number])
+
+    def has(name: str) -> bool:
+        return bool(obtained >> _PROPERTIES.index(name) & 1)
+
+    return Receipt(
+        kind=kind,
+        requested=tuple(names),
+        locked=has("locked"),
+        dump_excluded=has("dump_excluded"),
+        fork="wipe" if obtained & _WIPED else "keep" if obtained & _KEPT else "copy",
+        guards=has("guards"),
+        secretmem=has("secretmem"),
+        tagged=has("tagged"),
+        isolated=has("isolated"),
+        mapped_bytes=mapped,
+        locked_bytes=locked,
+        reasons=refused,
+    )
