@@ -1,0 +1,53 @@
+"""malloc-arena VERB: one small class per verb; its docstring is the help.
+
+Exit codes: 0 fine, 1 a finding, 2 usage, 3 could not look; under `run` the program's own.
+A verb imports what it needs when it runs: `run` must start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from .config import Config
+from .demo import Demo
+from .run import Run
+
+VERBS: tuple[Demo | Run | Config, ...] = (Demo(), Run(), Config())
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="malloc-arena",
+        description="First-class malloc arenas: secrets in locked memory, wiped when freed.",
+        epilog="Exit codes: 0 fine, 1 a finding, 2 usage, 3 could not look.",
+    )
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        first, _, rest = (verb.__doc__ or "").partition("\n")
+        one = verbs.add_parser(
+            verb.name,
+            help=first,
+            description=f"{first}\n{textwrap.dedent(rest)}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.arguments(one)
+        one.set_defaults(verb=verb, parser=one)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.verb(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away: that is its business. Nothing more can be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return code

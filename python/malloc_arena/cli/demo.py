@@ -1,0 +1,76 @@
+"""The main job on real input: what everyday jobs leave of a secret in memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+class Demo:
+    """Count what everyday jobs leave of a secret in memory, without and with an arena.
+
+    Each job (a config file, an API token, a private key, a typed password, ...)
+    runs in a fresh process three ways: as plain Python, inside `with vault`, and
+    the same under `malloc-arena run`. When it is done and has dropped its
+    references, another process searches all of its memory and registers for the
+    secret: raw, reversed, UTF-16, UTF-32, hex, base64, URL-quoted, and fragments
+    of 8 bytes and more.
+
+    Exit code 1 if the arena leaves more outside than it should.
+    """
+
+    name = "demo"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--jobs", metavar="NAME,...", help="only these jobs")
+        parser.add_argument("--list", action="store_true", help="list the jobs")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+    def __call__(self, options: argparse.Namespace) -> int:
+        from ..audit import CannotLook
+        from ..demo import measure
+        from ..render import demo as render
+
+        if options.list:
+            for task in measure.TASKS:
+                print(f"{task.name:<12}{task.title}")
+            return 0
+        known = [task.name for task in measure.TASKS]
+        names = options.jobs.split(",") if options.jobs else known
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            options.parser.error(f"no job {unknown[0]!r}; there are {', '.join(known)}")
+        try:
+            with _progress(len(names) * len(measure.MODES)) as advance:
+                demo = measure.measure(names, advance)
+        except CannotLook as error:
+            print(f"malloc-arena demo: {error}", file=sys.stderr)
+            return 3
+        if options.json:
+            print(render.as_json(demo))
+        else:
+            render.print_text(demo)
+        if not demo.results:
+            return 3
+        return 1 if demo.unexpected() else 0
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("starting", total=total)
+
+        def advance(finished: str) -> None:
+            bar.update(line, advance=1, description=finished)
+
+        yield advance

@@ -1,0 +1,4 @@
+"""What a secret leaves behind in everyday jobs: in plain Python, in an arena, and preloaded.
+
+jobs.py is what runs in the watched process, peers.py what it talks to, measure.py watches.
+"""
