@@ -1,0 +1,239 @@
+"""The command line from outside: exit codes, streams, schemas."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from malloc_arena import cli
+from malloc_arena.audit import CannotLook, Hit
+from malloc_arena.cli.config import library
+from malloc_arena.cli.run import preload
+from malloc_arena.demo import measure
+from malloc_arena.render import demo as render
+
+RFC = r"""
+#include <malloc_arena.h>
+int main (void)
+{
+  char *password_storage;
+  size_t size = 100;
+  malloc_arena *secure_arena = NULL;
+  secure_arena = malloc_arena_get (HEAP_SECURE);
+  if (secure_arena == NULL)
+    abort();
+  password_storage = malloc_arena (secure_arena, malloc, size);
+  int owned = malloc_arena_of (password_storage) == secure_arena;
+  free (password_storage);
+  return owned ? 7 : 1;
+}
+"""
+
+
+def malloc_arena(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "malloc_arena", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+def test_usage_errors_exit_2() -> None:
+    for arguments in ((), ("nonsense",), ("run",), ("run", "--"), ("config",), ("demo", "--no")):
+        done = malloc_arena(*arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert "usage: malloc-arena" in done.stderr
+    done = malloc_arena("demo", "--jobs", "nonsense")
+    assert done.returncode == 2
+    assert "'nonsense'" in done.stderr
+    assert "sqlite" in done.stderr
+
+
+def test_each_verb_has_help() -> None:
+    for verb in cli.VERBS:
+        done = malloc_arena(verb.name, "--help", COLUMNS="80")
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        assert verb.name in malloc_arena("--help").stdout
+
+
+def test_nothing_heavy_is_imported_before_a_verb_runs() -> None:
+    program = "import sys, malloc_arena.cli; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {"rich", "inspect", "json", "subprocess", "typing", "malloc_arena.audit"}
+
+
+def test_run_gives_the_programs_own_exit_code() -> None:
+    assert malloc_arena("run", "--", "sh", "-c", "exit 37").returncode == 37
+    assert malloc_arena("run", "sh", "-c", "kill -TERM $$").returncode == -15
+
+
+def test_run_says_when_there_is_no_such_program(tmp_path: Path) -> None:
+    done = malloc_arena("run", "--", "no-such-program-here")
+    assert (done.returncode, done.stderr) == (
+        127,
+        "malloc-arena run: no-such-program-here: not found\n",
+    )
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    done = malloc_arena("run", str(plain))
+    assert done.returncode == 126
+    assert str(plain) in done.stderr
+
+
+def test_run_preloads_the_packages_library_and_keeps_what_was_there() -> None:
+    done = malloc_arena(
+        "run", "--", "sh", "-c", "echo $LD_PRELOAD; cat /proc/$$/maps", LD_PRELOAD="libm.so.6"
+    )
+    first, *maps = done.stdout.splitlines()
+    assert first == f"libm.so.6 {library()}"
+    assert any(line.endswith(str(library())) for line in maps)
+
+
+def test_run_starts_a_script_with_this_python(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print(sys.executable, *sys.argv[1:]); sys.exit(5)")
+    done = malloc_arena("run", str(script), "--json", "-x")
+    assert done.returncode == 5
+    assert done.stdout == f"{sys.executable} --json -x\n"
+
+
+def test_preload_names_the_library_once() -> None:
+    assert preload("", "/a/lib.so") == "/a/lib.so"
+    assert preload("/b.so:/c.so", "/a/lib.so") == "/b.so /c.so /a/lib.so"
+    assert preload("/b.so /a/lib.so", "/a/lib.so") == "/b.so /a/lib.so"
+
+
+def test_config_json_names_what_exists() -> None:
+    data = json.loads(malloc_arena("config", "--json").stdout)
+    assert data["schema"] == "malloc-arena/config/1"
+    assert Path(data["preload"]).is_file()
+    assert (Path(data["includedir"]) / "malloc_arena.h").is_file()
+    assert (Path(data["pkgconfigdir"]) / "malloc_arena.pc").is_file()
+    assert Path(data["libdir"]) == Path(data["preload"]).parent
+
+
+def _build_and_run(compiler: str, directory: Path, cflags: str, libs: str) -> int:
+    source = directory / "rfc.c"
+    source.write_text(RFC)
+    program = directory / "rfc"
+    subprocess.run(
+        [compiler, *cflags.split(), str(source), "-o", str(program), *libs.split()], check=True
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LD_")}
+    return subprocess.run([str(program)], env=environment, timeout=30).returncode
+
+
+def test_config_flags_build_a_program_that_runs(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler: apt-get install gcc")
+    cflags = malloc_arena("config", "--cflags").stdout
+    libs = malloc_arena("config", "--libs").stdout
+    assert _build_and_run(compiler, tmp_path, cflags, libs) == 7
+
+
+def test_pkgconfigdir_builds_a_program_that_runs(tmp_path: Path) -> None:
+    compiler, pkg_config = shutil.which("cc"), shutil.which("pkg-config")
+    if compiler is None or pkg_config is None:
+        pytest.skip("no C compiler or no pkg-config: apt-get install gcc pkg-config")
+    directory = malloc_arena("config", "--pkgconfigdir").stdout.strip()
+
+    def flags(kind: str) -> str:
+        return subprocess.run(
+            [pkg_config, kind, "malloc_arena"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PKG_CONFIG_PATH": directory},
+        ).stdout
+
+    assert _build_and_run(compiler, tmp_path, flags("--cflags"), flags("--libs")) == 7
+
+
+def _residue(outside: int, inside: int = 0) -> measure.Residue:
+    out = Hit(0x7000, 32, "raw", True, "heap", "[heap]")
+    held = Hit(0x9000, 32, "raw", True, "arena", "[anonymous]")
+    return measure.Residue((out,) * outside, (held,) * inside, 1 << 20, 0)
+
+
+def _demo(vault: int, run: int, job: str = "json", inside: int = 0) -> measure.Demo:
+    task = next(task for task in measure.TASKS if task.name == job)
+    residue = {"plain": _residue(3), "vault": _residue(vault), "run": _residue(run, inside)}
+    receipt = measure.Receipt({"locked": True}, "secure: locked")
+    return measure.Demo((measure.Result(task, residue),), (), receipt, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("demo", "code"),
+    [
+        (_demo(vault=0, run=0), 0),
+        (_demo(vault=0, run=0, inside=1), 0),
+        (_demo(vault=1, run=0), 1),
+        (_demo(vault=0, run=1), 1),
+        (_demo(vault=1, run=0, job="sqlite"), 0),
+        (_demo(vault=1, run=1, job="sqlite"), 1),
+    ],
+)
+def test_demo_exits_1_when_the_arena_leaves_more_than_it_should(
+    demo: measure.Demo,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(measure, "measure", lambda *_: demo)
+    assert cli.main(["demo"]) == code
+    text = capsys.readouterr()
+    assert text.err == ""
+    assert "\x1b" not in text.out
+    assert max(map(len, text.out.splitlines())) <= 80
+    assert ("should not be there" in text.out) == bool(code)
+    assert cli.main(["demo", "--json"]) == code
+    data = json.loads(capsys.readouterr().out)
+    assert data["schema"] == "malloc-arena/demo/1"
+    assert data["ok"] == (code == 0)
+
+
+def test_demo_exits_3_when_it_cannot_look(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> measure.Demo:
+        raise CannotLook("process 1 cannot be read", "run as root")
+
+    monkeypatch.setattr(measure, "measure", refused)
+    assert cli.main(["demo"]) == 3
+    assert "process 1 cannot be read: run as root" in capsys.readouterr().err
+
+
+def test_demo_names_a_missing_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert cli.main(["demo", "--jobs", "token"]) == 3
+    assert "requests: python3 -m pip install 'malloc-arena[demo]'" in capsys.readouterr().out
+
+
+def test_json_has_no_secret_and_every_hit() -> None:
+    data = json.loads(render.as_json(_demo(vault=0, run=0, inside=2)))
+    modes = data["jobs"][0]["modes"]
+    assert modes["plain"]["outside"] == len(modes["plain"]["hits"]) == 3
+    assert modes["run"]["inside"] == 2
+    assert set(modes["plain"]["hits"][0]) == {
+        "address",
+        "length",
+        "encoding",
+        "whole",
+        "owner",
+        "mapping",
+    }

@@ -1,0 +1,168 @@
+"""What the tests share: a vault, and child processes that are looked at from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import malloc_arena
+
+# What every child begins with: show() gives the test a JSON value and waits until it has looked.
+PRELUDE = """
+import gc, json, os, sys
+import malloc_arena
+from malloc_arena import *
+
+def show(**values):
+    print(json.dumps(values | {"region": malloc_arena.region()}), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@dataclass(frozen=True)
+class Mapping:
+    start: int
+    end: int
+    mode: str
+    name: str
+    flags: tuple[str, ...]
+
+
+def mappings(pid: int | str) -> list[Mapping]:
+    """The process's /proc/PID/smaps, with the kernel's flags."""
+    found: list[Mapping] = []
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if first == "VmFlags:":
+            last = found.pop()
+            found.append(Mapping(last.start, last.end, last.mode, last.name, tuple(rest.split())))
+        elif not first.endswith(":"):
+            start, end = (int(part, 16) for part in first.split("-"))
+            fields = line.split(maxsplit=5)
+            found.append(Mapping(start, end, fields[1], "".join(fields[5:]), ()))
+    return found
+
+
+class Child:
+    """A Python process that runs a script and stops at each show()."""
+
+    def __init__(self, script: str, *options: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A smaller region has smaller tables, for copies() to read.
+            env=os.environ | {"MALLOC_ARENA_OPTIONS": "region_size=256M"} | environment,
+        )
+        self.pid = self.process.pid
+        self.region = (0, 0)
+
+    def shown(self) -> dict[str, Any]:
+        """What the script shows next."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate(timeout=60)
+        values: dict[str, Any] = json.loads(line)
+        self.region = values["region"]
+        return values
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def ends(self) -> str:
+        """Lets the script run to its end, which must be a good one; what it still printed."""
+        with contextlib.suppress(BrokenPipeError):
+            self.go_on()
+        out, err = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0, (self.process.returncode, out, err)
+        return out
+
+    def owns(self, address: int) -> bool:
+        return 0 <= address - self.region[0] < self.region[1]
+
+    def copies(self, needle: bytes, pid: int | None = None) -> list[int]:
+        """Where NEEDLE is in the process's memory, all of it that can be read."""
+        found: list[int] = []
+        with open(f"/proc/{pid or self.pid}/mem", "rb", buffering=0) as memory:
+            for mapping in mappings(pid or self.pid):
+                if "r" not in mapping.mode or mapping.name in ("[vvar]", "[vvar_vclock]"):
+                    continue
+                for start in range(mapping.start, mapping.end, 1 << 24):
+                    with contextlib.suppress(OSError, OverflowError):
+                        data = os.pread(
+                            memory.fileno(), min(1 << 24, mapping.end - start) + 4096, start
+                        )
+                        at = data.find(needle)
+                        while at != -1:
+                            found.append(start + at)
+                            at = data.find(needle, at + 1)
+        return sorted(set(found))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def memory(address: int, size: int) -> bytes:
+    """What this process's memory holds there, without a fault."""
+    with Path("/proc/self/mem").open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, address)
+
+
+def wiped(address: int, size: int) -> bool:
+    """Zeros, or gone."""
+    with contextlib.suppress(OSError):
+        return not any(memory(address, size))
+    return True
+
+
+def empty(arena: malloc_arena.Arena) -> bool:
+    """Whether nothing is left in it but a few headers of lists and the like (no contents), which
+    CPython's free lists have handed on to objects from outside."""
+    gc.collect()
+    stats = arena.stats()
+    return stats.live_blocks <= 8 and stats.live_bytes <= 64 * stats.live_blocks
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., Child]]:
+    children: list[Child] = []
+
+    def start(script: str, *options: str, **environment: str) -> Child:
+        children.append(Child(script, *options, **environment))
+        return children[-1]
+
+    yield start
+    for started in children:
+        started.close()
+
+
+@pytest.fixture
+def vault() -> malloc_arena.Arena:
+    return malloc_arena.get(malloc_arena.HEAP_SECURE)
+
+
+@pytest.fixture
+def own() -> Iterator[malloc_arena.Arena]:
+    """An arena of the test's own."""
+    gc.collect()
+    arena = malloc_arena.Arena(malloc_arena.HEAP_SECURE, name="own")
+    yield arena
+    gc.collect()
+    with contextlib.suppress(malloc_arena.ArenaError):  # not empty, see empty()
+        arena.close()

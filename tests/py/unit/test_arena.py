@@ -1,0 +1,327 @@
+"""Arenas as objects: get, Arena, receipt, stats, limits, close."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import malloc_arena
+from conftest import empty, mappings
+from malloc_arena import (
+    HEAP_DEFAULT,
+    HEAP_ISOLATED,
+    HEAP_SECRETMEM,
+    HEAP_SECURE,
+    HEAP_TAGGED,
+    Arena,
+    ArenaError,
+    ArenaUnavailable,
+)
+
+
+def test_get_is_one_per_kind() -> None:
+    vault = malloc_arena.get(HEAP_SECURE)
+    assert vault is malloc_arena.get(HEAP_SECURE)
+    assert vault is not malloc_arena.get(HEAP_DEFAULT)
+    assert vault.kind == HEAP_SECURE
+    assert vault.name == "secure"
+    assert repr(vault) == '<Arena "secure">'
+    assert isinstance(vault, Arena)
+    with pytest.raises(ArenaError, match="stays"):
+        vault.close()
+
+
+@pytest.mark.parametrize("kind", [HEAP_ISOLATED, HEAP_SECRETMEM, 16, 1 << 40])
+def test_kinds_that_are_none(kind: int) -> None:
+    for make in (malloc_arena.get, Arena):
+        with pytest.raises(ArenaUnavailable) as error:
+            make(kind)
+        assert error.value.reason
+        assert error.value.fix
+        assert error.value.reason in str(error.value)
+
+
+def test_tagged_without_the_cpu() -> None:
+    if "mte" in open("/proc/cpuinfo").read().split():
+        pytest.skip("this CPU has memory tags")
+    with pytest.raises(ArenaUnavailable, match="MTE"):
+        malloc_arena.get(HEAP_TAGGED)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lock": "maybe"},
+        {"fork": 1},
+        {"limit": -1},
+        {"limit": "1M"},
+        {"name": "x" * 32},
+        {"heap_size": 2.5},
+    ],
+)
+def test_bad_options(arguments: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Arena(HEAP_SECURE, **arguments)
+    with pytest.raises(TypeError):
+        Arena(HEAP_SECURE, "positional")  # type: ignore[call-arg]
+
+
+def test_receipt(own: Arena) -> None:
+    receipt = own.receipt
+    assert receipt.kind == HEAP_SECURE
+    assert receipt.requested == ("locked", "dump_excluded", "fork", "guards")
+    assert receipt.locked
+    assert receipt.dump_excluded
+    assert receipt.fork == "keep"
+    assert receipt.guards
+    assert not receipt.secretmem
+    assert not receipt.tagged
+    assert receipt.complete
+    assert receipt.reasons == {}
+    assert receipt.mapped_bytes == receipt.locked_bytes > 0
+    assert "yes  locked" in str(receipt)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        receipt.locked = False  # type: ignore[misc]
+
+
+def test_pages_are_what_the_receipt_says(own: Arena) -> None:
+    with own:
+        kept = [bytes(size) for size in (10, 100, 1000, 3000, 100_000)]
+    maps = mappings("self")
+    for obj in kept:
+        mapping = next(m for m in maps if m.start <= id(obj) < m.end)
+        assert {"lo", "dd"} <= set(mapping.flags)
+        assert "wf" not in mapping.flags
+    key = malloc_arena.SecretBuffer(10)
+    mapping = next(m for m in mappings("self") if m.start <= (key.address or 0) < m.end)
+    assert {"lo", "dd", "wf"} <= set(mapping.flags)
+    del kept, obj, maps, mapping
+
+
+def test_lock_off_is_said() -> None:
+    arena = Arena(HEAP_SECURE, lock="off")
+    receipt = arena.receipt
+    assert not receipt.locked
+    assert "locked" not in receipt.requested
+    assert receipt.locked_bytes == 0
+    assert Arena(HEAP_DEFAULT).receipt.fork == "keep"
+    assert Arena(HEAP_SECURE, fork="wipe").receipt.fork == "wipe"
+
+
+def test_refused_lock_is_said() -> None:
+    """Without the privilege and with a limit of nothing, a lock is refused."""
+    script = """
+import resource
+import malloc_arena
+from malloc_arena import *
+arena = Arena(HEAP_SECURE, name="unlocked")
+with arena:
+    kept = bytes(1000)
+assert arena.owns(id(kept))
+receipt = arena.receipt
+assert not receipt.locked and not receipt.complete and receipt.locked_bytes == 0
+assert "RLIMIT_MEMLOCK (ulimit -l) is 0 bytes" in receipt.reasons["locked"], receipt
+assert "no   locked" in str(receipt)
+try:
+    Arena(HEAP_SECURE, lock="require")
+except ArenaUnavailable as error:
+    assert "RLIMIT_MEMLOCK is 0 bytes" in error.reason and "ulimit -l" in error.fix, error
+else:
+    raise AssertionError("locked")
+"""
+    limited = f"""
+import ctypes, os, resource, sys
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+if os.geteuid() == 0:
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(24, 14, 0, 0, 0) == 0  # CAP_IPC_LOCK out of the bounding set
+os.execv(sys.executable, [sys.executable, "-c", {script!r}])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", limited], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("malloc_arena:")]
+    assert len(lines) == 1
+    assert "lock" in lines[0]
+
+
+def test_stats(own: Arena) -> None:
+    assert own.stats() == malloc_arena.receipt.Stats(0, 0, 0, 0, *own._receipt()[3:])
+    with own:
+        kept = bytes(1000)
+    stats = own.stats()
+    assert stats.live_blocks == 1
+    assert stats.live_bytes == sys.getsizeof(kept)
+    assert stats.peak_bytes >= stats.live_bytes
+    del kept
+    assert own.stats().live_blocks == 0
+    assert own.stats().peak_bytes >= 1000
+
+
+def test_owns(own: Arena) -> None:
+    with own:
+        kept = bytes(1000)
+    assert own.owns(id(kept))
+    assert own.owns(id(kept) + 500)
+    assert not malloc_arena.get(HEAP_SECURE).owns(id(kept))
+    assert not own.owns(0)
+    assert not own.owns(1 << 80)
+    assert not own.owns(-1)
+    with pytest.raises(TypeError, match="id"):
+        own.owns(kept)  # type: ignore[arg-type]
+    del kept
+
+
+def test_a_full_arena_says_so() -> None:
+    arena = Arena(HEAP_SECURE, name="keys", limit=1 << 20)
+    kept: list[bytes] = []
+    with pytest.raises(MemoryError) as error, arena:
+        while True:
+            kept.append(bytes(10_000))
+    assert re.match(
+        r'arena "keys" is at its limit of 1048576 bytes: it holds \d+ bytes \(\d+ locked\), \d+ of '
+        r"them in \d+ live blocks\. Raise limit=",
+        str(error.value),
+    )
+    assert len(kept) > 50
+    assert all(arena.owns(id(block)) for block in kept), "nothing fell back to ordinary memory"
+    with pytest.raises(MemoryError, match="at its limit"):
+        arena.call(bytes, 1 << 20)
+    kept.clear()
+    with arena:
+        kept.append(bytes(10_000))
+    assert arena.owns(id(kept[0]))
+
+
+def test_other_memory_errors_are_left_alone(own: Arena) -> None:
+    for text in ((), ("mine",)):
+        with pytest.raises(MemoryError) as error, own:
+            raise MemoryError(*text)
+        assert error.value.args == text
+        del error
+
+
+def test_growing_is_refused_without_loss() -> None:
+    arena = Arena(HEAP_SECURE, name="tight", limit=256 * 1024)
+    outside = bytearray(b"kept " * 40_000)
+    reference = bytes(outside)
+    with pytest.raises(MemoryError, match="tight"), arena:
+        outside.extend(bytes(200_000))
+    assert outside == reference
+    with arena:
+        inside = bytearray(b"kept " * 10_000)
+    with pytest.raises(MemoryError), arena:
+        inside.extend(bytes(400_000))
+    assert inside == b"kept " * 10_000
+
+
+def test_close() -> None:
+    arena = Arena(HEAP_SECURE, name="closing")
+    with arena:
+        kept = (bytes(1000), bytes(2000))
+    address = id(kept[0])
+    with pytest.raises(ArenaError, match=r"[23] blocks \(\d+ bytes\) are alive"):
+        arena.close()
+    assert len(kept[1]) == 2000
+    with pytest.raises(ArenaError), arena:
+        arena.close()
+    del kept
+    arena.close()
+    arena.close()
+    assert repr(arena) == '<Arena "closing" closed>'
+    assert not arena.owns(address)
+    for use in (arena.__enter__, arena.stats, lambda: arena.receipt, lambda: arena.call(int)):
+        with pytest.raises(ArenaError, match="closed"):
+            use()
+
+
+def test_arenas_come_and_go() -> None:
+    """More than there can be at once; some are dropped before what lives in them."""
+    kept = []
+    for n in range(600):
+        arena = Arena(HEAP_SECURE, name=f"arena {n}")
+        with arena:
+            kept.append(bytes(100 + n))
+        del arena
+        if len(kept) > 50:
+            del kept[:40]
+    gc.collect()
+    assert all(len(block) >= 100 for block in kept)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_model_of_many_operations(own: Arena, seed: int) -> None:
+    """Random work in and out of the scope, against the same work in ordinary memory."""
+    choose = random.Random(seed)
+    real: dict[int, bytearray] = {}
+    model: dict[int, bytearray] = {}
+
+    def apply(data: dict[int, bytearray], what: str, key: int, size: int) -> None:
+        if what == "set":
+            data[key] = bytearray(bytes([key + 1]) * size)
+        elif what == "grow" and key in data:
+            data[key] += bytes([size % 256]) * size
+        elif what == "shrink" and key in data:
+            del data[key][size:]
+        elif what == "drop":
+            data.pop(key, None)
+
+    for _ in range(300):
+        what = choose.choice(["set", "grow", "shrink", "drop"])
+        key, size = choose.randrange(10), int(10 ** choose.uniform(0, 4.5))
+        if choose.random() < 0.5:
+            own.call(apply, real, what, key, size)
+        else:
+            apply(real, what, key, size)
+        apply(model, what, key, size)
+        assert real == model
+    real.clear()
+    assert empty(own)
+
+
+OPERATIONS: list[Callable[[Arena], object]] = [
+    lambda own: own.__enter__().__exit__(None, None, None),
+    lambda own: own.call(list, (1, 2)),
+    lambda own: own.call(int, "x"),
+    lambda own: own.call(bytes, 1 << 62),
+    lambda own: own.call(own.__enter__),
+    lambda own: own.__exit__(None, None, None),
+    lambda own: own.receipt,
+    lambda own: own.stats(),
+    lambda own: own.owns(1),
+    lambda own: own.owns("x"),  # type: ignore[arg-type]
+    lambda own: own.buffer(100).close(),
+    lambda own: own.buffer(100)[1:3],
+    lambda own: own.buffer(-1),
+    lambda own: own.buffer(3) == b"abc",
+    lambda own: malloc_arena.SecretBuffer(1 << 62),
+    lambda own: Arena(HEAP_DEFAULT, name="x" * 20).close(),
+    lambda own: Arena(HEAP_DEFAULT, lock="off", fork="keep"),
+    lambda own: Arena(HEAP_SECURE, lock="x"),  # type: ignore[arg-type]
+    lambda own: Arena(HEAP_ISOLATED),
+    lambda own: repr(own) + own.name,
+    lambda own: list(own.iterate([1, 2])),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_nothing_leaks(own: Arena, operation: Callable[[Arena], object]) -> None:
+    def repeat(times: int) -> int:
+        for _ in range(times):
+            with contextlib.suppress(Exception):
+                operation(own)
+        gc.collect()
+        return sys.getallocatedblocks() + own.stats().live_blocks
+
+    before = repeat(300)
+    assert repeat(300) - before < 100

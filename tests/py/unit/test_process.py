@@ -1,0 +1,368 @@
+"""Seen from outside: what another process finds in a process that handled a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Child, mappings
+
+# Made in the child from a key, so that no script, pipe or test holds it in one piece.
+MAKE = """
+def make():
+    return bytes(b ^ 0x5a for b in bytes.fromhex("3925282831392e7a35322928397a38352e2e393f36"))
+"""
+SECRET = bytes(b ^ 0x5A for b in bytes.fromhex("3925282831392e7a35322928397a38352e2e393f36"))
+
+
+def test_the_scan_finds_what_is_there(child: Callable[..., Child]) -> None:
+    process = child(MAKE + "secret = make(); show()")
+    process.shown()
+    assert process.copies(SECRET)
+    process.ends()
+
+
+def test_copies_are_in_the_arena_then_nowhere(child: Callable[..., Child]) -> None:
+    process = child(
+        MAKE
+        + """
+import base64, hashlib
+vault = get(HEAP_SECURE)
+def work():
+    secret = make().decode("latin-1")
+    text = json.dumps({"user": "x", "password": secret})
+    config = json.loads(text)
+    assert config["password"].encode("latin-1")[:4] == make()[:4]
+    hashlib.sha256(secret.encode("latin-1")).digest()
+    return config
+with vault:
+    config = work()
+show(address=id(config["password"]))
+del config
+show()
+"""
+    )
+    address = process.shown()["address"]
+    assert process.owns(address)
+    found = process.copies(SECRET)
+    assert found
+    assert all(process.owns(at) for at in found)
+    process.go_on()
+    process.shown()
+    assert process.copies(SECRET) == []
+    process.ends()
+
+
+def test_a_call_leaves_nothing(child: Callable[..., Child]) -> None:
+    process = child(
+        MAKE
+        + """
+vault = get(HEAP_SECURE)
+def work():
+    first, _, last = make().decode("latin-1").partition("|")
+    return len(first * 3 + last) > 3
+assert vault.call(work)
+with Arena(HEAP_DEFAULT):
+    pass
+show(live=vault.stats().live_blocks)
+"""
+    )
+    process.shown()
+    assert process.copies(SECRET) == []
+    process.ends()
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+def test_the_dead_stack_is_scrubbed(child: Callable[..., Child], scoped: bool) -> None:
+    """CPython encodes short texts in a buffer on the stack; outside a scope they stay there."""
+    process = child(
+        MAKE
+        + """
+def encode():
+    return len(("\u00e9" + make().decode("latin-1")).encode())
+def deep(n):  # below what show() will overwrite
+    return encode() if n == 0 else max(map(deep, [n - 1]))
+def work():
+    deep(40)
+"""
+        + ("get(HEAP_SECURE).call(work)" if scoped else "work()")
+        + "\nshow()"
+    )
+    process.shown()
+    stack = next(m for m in mappings(process.pid) if m.name == "[stack]")
+    found = [at for at in process.copies(SECRET) if stack.start <= at < stack.end]
+    assert bool(found) == (not scoped)
+    process.ends()
+
+
+def test_a_moved_block_leaves_nothing_outside(child: Callable[..., Child]) -> None:
+    """A large buffer from outside is filled in place, then grows inside the scope."""
+    process = child(
+        MAKE
+        + """
+vault = get(HEAP_SECURE)
+buffer = bytearray(100_000)
+with vault:
+    buffer[50_000:50_000 + len(make())] = make()
+    buffer.extend(bytes(200_000))
+    kept = buffer[50_000:50_000 + 3]
+del kept
+show()
+"""
+    )
+    process.shown()
+    found = process.copies(SECRET)
+    assert len(found) == 1
+    assert process.owns(found[0])
+    process.ends()
+
+
+def test_fork_in_a_scope(child: Callable[..., Child]) -> None:
+    """The child goes on with its objects, in locked memory of its own."""
+    process = child(
+        MAKE
+        + """
+vault = get(HEAP_SECURE)
+with vault:
+    secret = make()
+    large = [make() * 500]
+    pid = os.fork()
+    inside = bytes(100)
+    if pid == 0:
+        assert secret == make() and large[0][:10] == make()[:10]
+        assert vault.owns(id(inside))
+if pid == 0:
+    assert vault.receipt.locked and vault.receipt.complete, vault.receipt
+    show(pid=os.getpid(), addresses=[id(secret), id(large[0]), id(inside)])
+    secret = large = None
+    show()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert secret == make()
+"""
+    )
+    shown = process.shown()
+    maps = mappings(shown["pid"])
+    for address in shown["addresses"]:
+        assert process.owns(address)
+        mapping = next(m for m in maps if m.start <= address < m.end)
+        assert {"lo", "dd"} <= set(mapping.flags)
+    found = process.copies(SECRET, shown["pid"])
+    assert found
+    assert all(process.owns(at) for at in found)
+    process.go_on()
+    process.shown()
+    assert process.copies(SECRET, shown["pid"]) == []
+    assert process.copies(SECRET)
+    process.ends()
+
+
+def test_multiprocessing(tmp_path: Path, child: Callable[..., Child]) -> None:
+    process = child(
+        """
+import multiprocessing
+vault = get(HEAP_SECURE)
+context = multiprocessing.get_context("fork")
+with vault:
+    secret = ["s" * 100, {n: str(n) for n in range(1000)}]
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=lambda: queue.put((len(secret[0]), secret[1][999])))
+               for _ in range(4)]
+    for worker in workers: worker.start()
+    assert [queue.get() for _ in workers] == [(100, "999")] * 4
+    for worker in workers: worker.join()
+    assert all(worker.exitcode == 0 for worker in workers)
+"""
+    )
+    process.ends()
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)", "1 // 1; raise SystemExit"])
+def test_ends_well_with_objects_alive(child: Callable[..., Child], end: str) -> None:
+    process = child(
+        f"""
+import atexit, threading
+vault = get(HEAP_SECURE)
+with vault:
+    import decimal, html.parser
+    class Made:
+        def __del__(self):
+            self.data = str(self.__dict__)
+    made = Made(); made.me = made; sys.made = made; sys.path.append("".join(["a", "b"]))
+    atexit.register(lambda: [].append(made))
+    key = vault.buffer(10)
+    threading.local().x = made
+    {end}
+{end}
+"""
+    )
+    process.ends()
+
+
+@pytest.mark.parametrize("allocator", ["malloc", "debug", "pymalloc_debug", "malloc_debug"])
+def test_other_allocators(child: Callable[..., Child], allocator: str) -> None:
+    process = child(
+        """
+vault = get(HEAP_SECURE)
+kept = []
+for size in (0, 1, 16, 100, 500, 513, 1000, 5000, 200_000):
+    outside = bytearray(b"x" * size)
+    items = list(range(size))
+    with vault:
+        outside += b"y" * (size + 1)
+        items.append(size)
+        inside = bytearray(b"z" * size)
+        kept.append(inside)
+        shrunk = bytearray(b"w" * size * 3)
+    del shrunk[size:]
+    inside += b"more"
+    outside += b"more"
+    del outside[1:]
+    items += items
+    kept.append(outside)
+    with vault:
+        del items[size:]
+        del inside[size:]
+        assert bytes(inside) == b"z" * size
+    assert items == list(range(size)) + [size][:0]
+del kept, outside, items, inside, shrunk
+gc.collect()
+assert vault.stats().live_bytes < 1000, vault.stats()
+""",
+        PYTHONMALLOC=allocator,
+    )
+    process.ends()
+
+
+def test_development_mode(child: Callable[..., Child]) -> None:
+    process = child(
+        "with get(HEAP_SECURE): kept = json.loads(json.dumps(list(range(1000))))", "-X", "dev"
+    )
+    process.ends()
+
+
+TRACED = """
+import tracemalloc
+def fill():
+    return [bytes(n) + b"x" for n in range(1, 1000)]
+before = fill()
+vault = get(HEAP_SECURE)
+assert tracemalloc.is_tracing()
+assert tracemalloc.get_traceback_limit() == 7
+with vault:
+    inside = fill()
+assert all(vault.owns(id(block)) for block in inside)
+assert tracemalloc.get_object_traceback(inside[50]) is not None
+tracemalloc.stop()
+with vault:
+    assert vault.owns(id(bytes(100)))
+del before, inside
+gc.collect()
+tracemalloc.start(3)
+with vault:
+    inside = fill()
+more = fill()
+tracemalloc.stop()
+del inside, more
+"""
+
+
+def test_tracemalloc_started_before(child: Callable[..., Child]) -> None:
+    child("import tracemalloc; tracemalloc.start(7)" + TRACED).ends()
+    child(TRACED, "-X", "tracemalloc=7").ends()
+
+
+def test_lost_hooks(child: Callable[..., Child]) -> None:
+    """A tool that restores an allocator it saved before us is noticed at the next entry."""
+    process = child(
+        """
+import ctypes
+class Allocator(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+saved, ours = Allocator(), Allocator()
+ctypes.pythonapi.PyMem_GetAllocator(2, ctypes.byref(saved))
+vault = get(HEAP_SECURE)
+with vault: pass
+ctypes.pythonapi.PyMem_GetAllocator(2, ctypes.byref(ours))
+ctypes.pythonapi.PyMem_SetAllocator(2, ctypes.byref(saved))
+errors = []
+for enter in (vault.__enter__, lambda: vault.call(int)):
+    try:
+        enter()
+    except HooksLost as error:
+        errors.append(str(error))
+assert len(errors) == 2 and "another tool" in errors[0]
+assert not vault.owns(id(bytes(100)))
+ctypes.pythonapi.PyMem_SetAllocator(2, ctypes.byref(ours))
+with vault: assert vault.owns(id(bytes(100)))
+"""
+    )
+    process.ends()
+
+
+SUBINTERPRETERS = """
+import importlib
+for name in ("_interpreters", "_xxsubinterpreters"):
+    try:
+        sub = importlib.import_module(name)
+        break
+    except ImportError:
+        pass
+vault = get(HEAP_SECURE)
+script = '''
+import malloc_arena
+vault = malloc_arena.get(1)
+with vault:
+    kept = [bytes(1000), "x" * 100, {n: str(n) for n in range(100)}]
+assert vault.owns(id(kept[0]))
+outside = bytearray(100)
+with vault:
+    outside.extend(bytes(10_000))
+with malloc_arena.SecretBuffer(10) as key:
+    key[:] = b"0123456789"
+'''
+for _ in range(5):
+    interpreter = sub.create()
+    failed = sub.run_string(interpreter, script)
+    assert failed is None, failed
+    with vault:
+        kept = bytes(1000)
+    sub.destroy(interpreter)
+assert vault.owns(id(kept))
+"""
+
+
+def test_subinterpreters(child: Callable[..., Child]) -> None:
+    child(SUBINTERPRETERS).ends()
+
+
+def test_subinterpreters_in_a_standing_arena(child: Callable[..., Child]) -> None:
+    child(SUBINTERPRETERS, MALLOC_ARENA_OPTIONS="active=secure").ends()
+
+
+def test_standing_arena(child: Callable[..., Child]) -> None:
+    """MALLOC_ARENA_OPTIONS=active=secure: everything after the import is in an arena."""
+    process = child(
+        """
+import threading, decimal, asyncio
+base, size = malloc_arena.region()
+assert size
+made = [bytes(100), "x" * size.bit_length(), object(), bytes(1 << 20)]
+assert all(base <= id(each) < base + size for each in made)
+thread = threading.Thread(target=lambda: made.append(bytes(100)))
+thread.start(); thread.join()
+assert base <= id(made[-1]) < base + size
+vault = get(HEAP_SECURE)
+with vault:
+    assert vault.owns(id(bytes(100)))
+assert not vault.owns(id(bytes(100)))
+sys.path.extend(["x"] * 1000)
+async def work(): await asyncio.sleep(0)
+asyncio.run(work())
+gc.collect()
+""",
+        MALLOC_ARENA_OPTIONS="active=secure",
+    )
+    process.ends()

@@ -1,0 +1,212 @@
+"""call, bind, run and iterate: the arena is active in the bound steps and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Generator
+from typing import Any
+
+import pytest
+
+import malloc_arena
+from malloc_arena import Arena, ArenaError
+
+
+def active() -> bool:
+    base, size = malloc_arena.region()
+    return base <= id(bytes(100)) < base + size
+
+
+def test_call(own: Arena) -> None:
+    def work(*args: Any, **kwargs: Any) -> Any:
+        return active(), args, kwargs
+
+    assert own.call(work, 1, 2, key=3) == (True, (1, 2), {"key": 3})
+    assert own.call(work) == (True, (), {})
+    assert not active()
+    with pytest.raises(ZeroDivisionError):
+        own.call(divmod, 1, 0)
+    assert not active()
+    with pytest.raises(TypeError):
+        own.call()  # type: ignore[call-arg]
+
+
+def test_call_repairs_an_unbalanced_callee(own: Arena) -> None:
+    with pytest.raises(ArenaError, match="without leaving it"):
+        own.call(own.__enter__)
+    assert not active()
+    with pytest.raises(ArenaError, match="left one it did not enter"):
+        own.call(own.__exit__, None, None, None)
+    assert not active()
+
+
+def test_bind(own: Arena) -> None:
+    @own.bind
+    def work(n: int, *, m: int = 2) -> tuple[bool, int]:
+        """What it does."""
+        return active(), n + m
+
+    assert work(1, m=5) == (True, 6)
+    assert work.__name__ == "work"
+    assert work.__doc__ == "What it does."
+    assert not active()
+
+
+def test_bind_coroutine_function(own: Arena) -> None:
+    @own.bind
+    async def work(n: int) -> list[bool]:
+        found = [active()]
+        await asyncio.sleep(0)
+        return [*found, active(), n == 7]
+
+    assert inspect.iscoroutinefunction(work)
+
+    async def main() -> tuple[list[bool], bool]:
+        task = asyncio.create_task(work(7))
+        await asyncio.sleep(0)
+        return await task, active()
+
+    assert asyncio.run(main()) == ([True, True, True], False)
+
+
+def test_bind_generator_functions(own: Arena) -> None:
+    @own.bind
+    def steps(n: int) -> Generator[bool, int, str]:
+        for _ in range(n):
+            yield active()
+        return "end"
+
+    @own.bind
+    async def asteps(n: int) -> AsyncIterator[bool]:
+        for _ in range(n):
+            await asyncio.sleep(0)
+            yield active()
+
+    found = []
+    for value in steps(3):
+        found += [value, not active()]
+    assert found == [True] * 6
+
+    async def main() -> list[bool]:
+        found = []
+        async for value in asteps(3):
+            found += [value, not active()]
+        return found
+
+    assert asyncio.run(main()) == [True] * 6
+
+
+def test_run_is_active_in_its_own_steps_only(own: Arena) -> None:
+    log: list[tuple[str, bool]] = []
+
+    async def work(name: str) -> str:
+        for _ in range(5):
+            log.append((name, active()))
+            await asyncio.sleep(0)
+        return name
+
+    async def main() -> tuple[str, ...]:
+        return tuple(
+            await asyncio.gather(own.run(work("in")), work("out"), own.run(work("in")), work("out"))
+        )
+
+    assert asyncio.run(main()) == ("in", "out", "in", "out")
+    assert len(log) == 20
+    assert all(was == (name == "in") for name, was in log)
+    log.clear()
+
+
+def test_run_cancellation_and_exceptions(own: Arena) -> None:
+    seen: list[bool] = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append(active())
+            raise
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise KeyError("x")
+
+    async def main() -> None:
+        task = asyncio.create_task(own.run(waits()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(KeyError):
+            await own.run(fails())
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(own.run(waits()), 0.01)
+        assert not active()
+
+    asyncio.run(main())
+    assert seen == [True, True]
+
+
+def test_run_other_awaitables(own: Arena) -> None:
+    class Awaitable:
+        def __await__(self) -> Generator[None, None, bool]:
+            yield None
+            return active()
+
+    async def main() -> tuple[bool, int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_result, 5)
+        return await own.run(Awaitable()), await own.run(future)
+
+    assert asyncio.run(main()) == (True, 5)
+
+
+def test_iterate(own: Arena) -> None:
+    closed: list[bool] = []
+
+    def steps() -> Generator[Any, Any, str]:
+        try:
+            got = yield active()
+            while got is not None:
+                try:
+                    got = yield got, active()
+                except KeyError:
+                    got = yield "caught", active()
+            return "end"
+        finally:
+            closed.append(active())
+
+    bound = own.iterate(steps())
+    assert next(bound) is True
+    assert bound.send(5) == (5, True)
+    assert bound.throw(KeyError("x")) == ("caught", True)
+    assert not active()
+    with pytest.raises(StopIteration) as end:
+        bound.send(None)
+    assert end.value.value == "end"
+    bound = own.iterate(steps())
+    next(bound)
+    bound.close()
+    assert closed == [True, True]
+    assert list(own.iterate([1, 2, 3])) == [1, 2, 3]
+    lines = own.iterate("-".join(["line", str(n)]) for n in range(3))
+    assert [own.owns(id(line)) for line in lines] == [True] * 3
+    del end
+
+
+def test_iterate_async_generator(own: Arena) -> None:
+    async def steps() -> AsyncIterator[bool]:
+        yield active()
+        await asyncio.sleep(0)
+        yield active()
+
+    async def main() -> list[bool]:
+        found = []
+        async for value in own.iterate(steps()):
+            found += [value, not active()]
+        bound = own.iterate(steps())
+        found.append(await anext(bound))
+        await bound.aclose()
+        return found
+
+    assert asyncio.run(main()) == [True] * 5
