@@ -1,0 +1,15 @@
+/* Resizes a block that was freed.
+ *
+ * secure isolated default secure-3000 isolated-9000 at realloc: malloc_arena: double free: ADDR (arena "VARIANT")
+ */
+#include "crime.h"
+
+int
+main (int argc, char **argv)
+{
+  CHECK (argc == 2);
+  void *p = malloc_arena (crime_arena (argv[1]), malloc, crime_size (argv[1]));
+  free (p);
+  step ("realloc", p);
+  return realloc (check_hide (p), 100) == NULL;
+}

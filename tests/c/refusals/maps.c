@@ -1,0 +1,137 @@
+/* Someone uses up vm.max_map_count: free still succeeds and wipes, malloc may fail with ENOMEM, the
+ * receipt stays true, and all is well when there is room again. */
+#include "check.h"
+
+#include <sys/mman.h>
+
+
+static char *hoard;
+static size_t hoarded;
+
+/* Alternating protections: a mapping for each page. */
+static void
+use_up (void)
+{
+  size_t page = CHECK_PAGE, count = 140000;
+  hoarded = count * page;
+  hoard = mmap (NULL, hoarded, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  CHECK (hoard != MAP_FAILED);
+  size_t i = 1;
+  while (i < count && mprotect (hoard + i * page, page, PROT_READ | PROT_WRITE) == 0)
+    i += 2;
+  if (i >= count)
+    check_skip ("vm.max_map_count is too high to be used up in a test");
+  /* The very last one. */
+  while (mmap (NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED
+         && mmap (NULL, page, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED)
+    ;
+}
+
+enum { COUNT = 800 };
+static char *blocks[COUNT];
+static size_t sizes[COUNT];
+
+/* The mapping that a live block is in has the properties that the receipt claims. */
+static void
+has_properties (const struct check_mapping *m, void *data)
+{
+  const struct malloc_arena_receipt *receipt = data;
+  for (size_t i = 0; i < COUNT; i++)
+    {
+      uintptr_t p = (uintptr_t)blocks[i];
+      if (p < m->start || p >= m->end)
+        continue;
+      CHECK (check_flag (m, "lo") || !(receipt->obtained & MALLOC_ARENA_LOCKED));
+      CHECK (check_flag (m, "dd") || !(receipt->obtained & MALLOC_ARENA_UNDUMPED));
+      CHECK (check_flag (m, "wf") || !(receipt->obtained & MALLOC_ARENA_FORK_WIPED));
+    }
+}
+
+static void
+check_properties (malloc_arena *arena)
+{
+  struct malloc_arena_receipt receipt = check_receipt (arena);
+  struct ma_region region = check_bounds ();
+  check_mappings (region.base, region.base + region.size, has_properties, &receipt);
+}
+
+static void
+make (malloc_arena *arena, size_t i, bool may_fail)
+{
+  sizes[i] = 1 + i * 37 % 3000 + (i % 40 == 0) * 50000;
+  errno = 0;
+  blocks[i] = malloc_arena (arena, malloc, sizes[i]);
+  if (blocks[i] == NULL)
+    {
+      CHECK (may_fail);
+      CHECK_EQUAL (errno, ENOMEM);
+      return;
+    }
+  CHECK (check_all (blocks[i], 0, sizes[i]));
+  memset (blocks[i], 0x42, sizes[i]);
+}
+
+static void
+drop (size_t i)
+{
+  uintptr_t place = (uintptr_t)blocks[i];
+  errno = EXDEV;
+  free (blocks[i]);
+  CHECK_EQUAL (errno, EXDEV);
+  if (place != 0 && check_touch ((void *)place, false) == 0)
+    CHECK (check_all ((void *)place, 0, sizes[i]));
+  blocks[i] = NULL;
+}
+
+static void
+with (unsigned kind)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  for (size_t i = 0; i < COUNT; i++)
+    make (arena, i, false);
+  unsigned before = check_receipt (arena).obtained;
+  use_up ();
+  for (size_t i = 0; i < COUNT; i += 2)
+    drop (i);
+  CHECK_EQUAL (check_stats (arena).live_blocks, COUNT / 2);
+  CHECK_EQUAL (check_receipt (arena).obtained, before); /* free takes nothing from the others */
+  for (size_t i = 1; i < COUNT; i += 2)
+    CHECK (check_all (blocks[i], 0x42, sizes[i]));
+  check_properties (arena);
+  /* What can be had is good, what cannot is ENOMEM. */
+  for (size_t i = 0; i < COUNT; i += 2)
+    make (arena, i, true);
+  check_properties (arena);
+  munmap (hoard, hoarded);
+  for (size_t i = 0; i < COUNT; i++)
+    drop (i);
+  CHECK_EQUAL (check_stats (arena).live_blocks, 0);
+  for (size_t i = 0; i < COUNT; i++)
+    make (arena, i, false);
+  check_honest (arena);
+  for (size_t i = 0; i < COUNT; i++)
+    drop (i);
+}
+
+int
+main (int argc, char **argv)
+{
+  if (argc > 1)
+    {
+      with (strcmp (argv[1], "isolated") == 0 ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE);
+      return 0;
+    }
+  static const char *const kinds[] = { "secure", "isolated" };
+  for (unsigned i = 0; i < 2; i++)
+    {
+      struct check_outcome outcome = check_again (kinds[i], NULL);
+      if (outcome.exit_code == CHECK_SKIP_CODE)
+        return CHECK_SKIP_CODE;
+      if (outcome.exit_code != 0)
+        CHECK_FAIL ("%s: exit %d, signal %d: %s", kinds[i], outcome.exit_code, outcome.signal,
+                    outcome.text);
+    }
+  return 0;
+}

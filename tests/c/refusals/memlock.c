@@ -1,0 +1,142 @@
+/* RLIMIT_MEMLOCK without CAP_IPC_LOCK: none, a little, enough; under each policy. Past the limit
+ * `prefer` goes on unlocked, says so once, and the receipt tells; `require` fails. */
+#include "check.h"
+
+enum { FILL = 1 << 20, ENOUGH = 8 << 20 };
+
+/* About 1 MiB of pages, in blocks of SIZE; how much of it was to be had. */
+static size_t
+fill (malloc_arena *arena, size_t size)
+{
+  size_t got = 0;
+  bool is_isolated = check_receipt (arena).requested & MALLOC_ARENA_ISOLATED;
+  while (got < FILL)
+    {
+      char *p = malloc_arena (arena, malloc, size);
+      if (p == NULL)
+        break;
+      memset (p, 1, size);
+      got += is_isolated ? size + CHECK_PAGE : size;
+    }
+  return got;
+}
+
+static void
+prefer (malloc_arena *arena, size_t limit, size_t size)
+{
+  CHECK (arena != NULL);
+  CHECK (fill (arena, size) >= FILL);
+  struct malloc_arena_receipt receipt = check_honest (arena);
+  CHECK (receipt.requested & MALLOC_ARENA_LOCKED);
+  CHECK (receipt.locked_bytes <= limit);
+  if (limit >= ENOUGH)
+    CHECK (receipt.obtained & MALLOC_ARENA_LOCKED);
+  else
+    {
+      CHECK (!(receipt.obtained & MALLOC_ARENA_LOCKED));
+      int reason = receipt.reason[0];
+      CHECK (reason == EPERM || reason == ENOMEM || reason == EAGAIN);
+      CHECK (receipt.locked_bytes < receipt.mapped_bytes);
+      /* What the limit allows is used, though not to the last page. */
+      if (limit >= (size_t)256 << 10 && size < 2000)
+        CHECK (receipt.locked_bytes >= limit / 4);
+      char *p = malloc_arena (arena, malloc, size);
+      struct check_mapping m = check_mapping_of (p);
+      CHECK (check_flag (&m, "dd") && check_flag (&m, "wf")); /* the rest holds */
+      memset (p, 1, size);
+      free (p);
+      if (check_touch (p, false) == 0)
+        CHECK (check_all (p, 0, size));
+    }
+}
+
+static void
+require (malloc_arena *arena, size_t limit, size_t size)
+{
+  if (limit == 0)
+    {
+      CHECK (arena == NULL);
+      CHECK (errno == EPERM || errno == ENOMEM);
+      return;
+    }
+  if (arena == NULL) /* so little that not even the first chunk is to be had */
+    {
+      CHECK (limit <= 65536);
+      CHECK (errno == EPERM || errno == ENOMEM);
+      return;
+    }
+  errno = 0;
+  size_t got = fill (arena, size);
+  if (limit < FILL)
+    {
+      CHECK (got < FILL);
+      CHECK (errno == ENOMEM || errno == EPERM);
+    }
+  struct malloc_arena_receipt receipt = check_honest (arena);
+  CHECK (receipt.obtained & MALLOC_ARENA_LOCKED); /* all that there is, is locked */
+  CHECK_EQUAL (receipt.locked_bytes, receipt.mapped_bytes);
+}
+
+static void
+child (void *data)
+{
+  malloc_arena *arena = data;
+  CHECK (!(check_receipt (arena).obtained & MALLOC_ARENA_LOCKED));
+  free (malloc_arena (arena, malloc, 100));
+}
+
+int
+main (int argc, char **argv)
+{
+  static const size_t limits[] = { 0, 4096, 65536, 256 << 10, 512 << 10, ENOUGH };
+  struct rlimit most;
+  CHECK_EQUAL (getrlimit (RLIMIT_MEMLOCK, &most), 0);
+  if (argc < 2)
+    {
+      unsigned wrong = 0;
+      for (unsigned kind = 0; kind < 2; kind++)
+        for (unsigned policy = 1; policy <= 3; policy++)
+          for (unsigned i = 0; i < 6; i++)
+            {
+              if (limits[i] > most.rlim_max)
+                continue;
+              char mode[64];
+              snprintf (mode, sizeof mode, "%u %u %zu", kind, policy, limits[i]);
+              struct check_outcome outcome = check_again (mode, NULL);
+              size_t lines = policy == MALLOC_ARENA_LOCK_PREFER && limits[i] < ENOUGH;
+              if (outcome.exit_code == 0 && check_count (outcome.text, "\n") == lines
+                  && (!lines
+                      || (strstr (outcome.text, "malloc_arena: lock refused: ") == outcome.text
+                          && strstr (outcome.text, "memlock") != NULL)))
+                continue;
+              wrong++;
+              dprintf (STDERR_FILENO, "kind, policy, limit %s: exit %d, signal %d, said: %s\n", mode,
+                       outcome.exit_code, outcome.signal, outcome.text);
+            }
+      return wrong != 0;
+    }
+  unsigned kind, policy;
+  size_t limit;
+  CHECK_EQUAL (sscanf (argv[1], "%u %u %zu", &kind, &policy, &limit), 3);
+  check_memlock (limit);
+  struct malloc_arena_options options = { .size = sizeof options,
+                                          .kind = kind ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE,
+                                          .lock = policy };
+  errno = 0;
+  malloc_arena *arena = malloc_arena_new (&options);
+  for (size_t size = 100; size < 200000; size *= 40)
+    if (policy == MALLOC_ARENA_LOCK_PREFER)
+      prefer (arena, limit, size);
+    else if (policy == MALLOC_ARENA_LOCK_REQUIRE)
+      require (arena, limit, size);
+    else
+      {
+        CHECK (arena != NULL);
+        CHECK (fill (arena, size) >= FILL);
+        CHECK_EQUAL (check_honest (arena).locked_bytes, 0);
+      }
+  /* The child has its own, same limit. */
+  if (policy == MALLOC_ARENA_LOCK_PREFER && limit < ENOUGH)
+    CHECK_EQUAL (check_child (child, arena).exit_code, 0);
+  return 0;
+}

@@ -1,0 +1,90 @@
+/* Each call the arenas make, denied by seccomp with each errno a filter or an old kernel gives: the
+ * arena works on, the receipt says what is missing and why, and `require` fails. */
+#include "refuse.h"
+
+static struct malloc_arena_options options = { .size = sizeof options };
+
+static struct refusal
+{
+  const char *name;
+  int call, advice;
+  unsigned lost;      /* the property that cannot be had then */
+  unsigned fork;      /* policy */
+} refusals[] = {
+  { "mlock2", SCMP_SYS (mlock2), -1, MALLOC_ARENA_LOCKED, 0 },
+  { "dontdump", SCMP_SYS (madvise), MADV_DONTDUMP, MALLOC_ARENA_UNDUMPED, 0 },
+  { "wipeonfork", SCMP_SYS (madvise), MADV_WIPEONFORK, MALLOC_ARENA_FORK_WIPED, 0 },
+  { "dontfork", SCMP_SYS (madvise), MADV_DONTFORK, MALLOC_ARENA_FORK_WIPED,
+    MALLOC_ARENA_FORK_REFUSE },
+  /* Guards, page return and filling have another way; nothing is lost. */
+  { "guard", SCMP_SYS (madvise), ADVICE_GUARD_INSTALL, 0, 0 },
+  { "dontneed", SCMP_SYS (madvise), MADV_DONTNEED, 0, 0 },
+  { "dontneedlocked", SCMP_SYS (madvise), ADVICE_DONTNEED_LOCKED, 0, 0 },
+  { "populate", SCMP_SYS (madvise), MADV_POPULATE_WRITE, 0, 0 },
+  { "munlock", SCMP_SYS (munlock), -1, 0, 0 },
+  { "getrandom", SCMP_SYS (getrandom), -1, 0, 0 },
+};
+#define REFUSALS (sizeof refusals / sizeof *refusals)
+
+static void
+one (const struct refusal *r, int error, unsigned kind)
+{
+  refuse (r->call, r->advice, error);
+  options.kind = kind;
+  options.fork = r->fork;
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  struct malloc_arena_receipt receipt = use (arena);
+  CHECK_EQUAL (receipt.obtained, receipt.requested & ~r->lost);
+  if (r->lost)
+    CHECK_EQUAL (receipt.reason[__builtin_ctz (r->lost)], error);
+  if (r->advice == ADVICE_GUARD_INSTALL)
+    {
+      char *p = malloc_arena (arena, malloc, CHECK_PAGE);
+      CHECK_FAULTS (p + CHECK_PAGE);
+      CHECK_FAULTS (p - 1);
+    }
+  if (r->call == SCMP_SYS (mlock2))
+    {
+      options.lock = MALLOC_ARENA_LOCK_REQUIRE;
+      errno = 0;
+      malloc_arena *strict = malloc_arena_new (&options);
+      CHECK (strict == NULL);
+      CHECK_EQUAL (errno, EPERM);
+    }
+}
+
+int
+main (int argc, char **argv)
+{
+  static const int errors[] = { EPERM, ENOSYS, EINVAL, ENOMEM, EAGAIN };
+  if (argc > 1)
+    {
+      unsigned number = (unsigned)atoi (argv[1]);
+      one (&refusals[number / 10 % REFUSALS], errors[number % 10],
+           number >= 1000 ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE);
+      return 0;
+    }
+  unsigned wrong = 0;
+  for (unsigned kind = 0; kind < 2; kind++)
+    for (unsigned i = 0; i < REFUSALS; i++)
+      for (unsigned e = 0; e < 5; e++)
+        {
+          char number[16];
+          snprintf (number, sizeof number, "%u", kind * 1000 + i * 10 + e);
+          struct check_outcome outcome = check_again (number, NULL);
+          /* A refused lock is said once and names the limit; nothing else is worth a line. */
+          bool said = refusals[i].call == SCMP_SYS (mlock2)
+                          ? check_count (outcome.text, "\n") == 1
+                                && strstr (outcome.text, "malloc_arena: lock refused: ") != NULL
+                                && strstr (outcome.text, "memlock") != NULL
+                          : outcome.text[0] == 0;
+          if (outcome.exit_code == 0 && said)
+            continue;
+          wrong++;
+          dprintf (STDERR_FILENO, "%s, %s, denied with %s: exit %d, signal %d, said: %s\n",
+                   kind ? "isolated" : "secure", refusals[i].name, strerror (errors[e]),
+                   outcome.exit_code, outcome.signal, outcome.text);
+        }
+  return wrong != 0;
+}

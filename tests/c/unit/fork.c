@@ -1,0 +1,234 @@
+/* What a forked child finds, by policy; and that it can go on allocating and freeing, from the blocks
+ * it inherited too. */
+#include "check.h"
+
+struct blocks
+{
+  malloc_arena *arena;
+  char *small, *large;
+  bool is_locked;
+};
+
+static struct blocks
+make (unsigned kind, unsigned policy)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = kind, .fork = policy, .name = "forked" };
+  struct blocks b = { .arena = malloc_arena_new (&options) };
+  CHECK (b.arena != NULL);
+  b.small = malloc_arena (b.arena, malloc, 100);
+  b.large = malloc_arena (b.arena, malloc, 20000);
+  memset (b.small, 0x33, 100);
+  memset (b.large, 0x33, 20000);
+  b.is_locked = check_receipt (b.arena).obtained & MALLOC_ARENA_LOCKED;
+  return b;
+}
+
+/* The arena is as good in the child as anywhere. */
+static void
+goes_on (struct blocks *b)
+{
+  char *fresh[300];
+  malloc_arena_enter (b->arena);
+  for (unsigned i = 0; i < 300; i++)
+    {
+      size_t size = 1 + i * 20;
+      fresh[i] = malloc (size);
+      CHECK (fresh[i] != NULL && malloc_arena_of (fresh[i]) == b->arena);
+      memset (fresh[i], (int)i, size);
+    }
+  malloc_arena_leave (b->arena);
+  if (b->is_locked)
+    {
+      struct check_mapping m = check_mapping_of (fresh[10]);
+      CHECK (check_flag (&m, "lo"));
+      m = check_mapping_of (fresh[299]);
+      CHECK (check_flag (&m, "lo"));
+      CHECK (check_receipt (b->arena).obtained & MALLOC_ARENA_LOCKED);
+    }
+  for (unsigned i = 0; i < 300; i++)
+    {
+      CHECK (check_all (fresh[i], (int)i, 1 + i * 20));
+      free (fresh[i]);
+    }
+  /* Guards are there again: past the end of a large block. */
+  char *guarded = malloc_arena (b->arena, malloc, 4096);
+  CHECK_FAULTS (guarded + 4096);
+  CHECK_FAULTS (guarded - 1);
+  free (guarded);
+}
+
+static void
+child_wiped (void *data)
+{
+  struct blocks *b = data;
+  CHECK (check_all (b->small, 0, 100));
+  CHECK (check_all (b->large, 0, 20000));
+  CHECK (check_receipt (b->arena).obtained & MALLOC_ARENA_FORK_WIPED);
+  size_t page = CHECK_PAGE, end = ((size_t)b->large + 20000 + page - 1) / page * page;
+  CHECK_FAULTS ((void *)end); /* the inherited block's guard as well */
+  goes_on (b);
+  /* The wiped bytes are no crime: what is inherited can be freed and resized. */
+  memset (b->small, 1, 100);
+  b->small = realloc (b->small, 500);
+  CHECK (b->small != NULL && check_all (b->small, 1, 100));
+  free (b->small);
+  free (b->large);
+  CHECK_EQUAL (check_stats (b->arena).live_blocks, 0);
+}
+
+static void
+child_kept (void *data)
+{
+  struct blocks *b = data;
+  CHECK (check_all (b->small, 0x33, 100));
+  CHECK (check_all (b->large, 0x33, 20000));
+  CHECK (check_receipt (b->arena).obtained & MALLOC_ARENA_FORK_KEPT);
+  if (b->is_locked)
+    {
+      struct check_mapping m = check_mapping_of (b->small);
+      CHECK (check_flag (&m, "lo"));
+      m = check_mapping_of (b->large);
+      CHECK (check_flag (&m, "lo"));
+    }
+  memset (b->small, 0x44, 100); /* its own copy: the parent looks afterwards */
+  memset (b->large, 0x44, 20000);
+  goes_on (b);
+  free (b->small);
+  free (b->large);
+  CHECK_EQUAL (check_stats (b->arena).live_blocks, 0);
+}
+
+static void
+child_refused (void *data)
+{
+  struct blocks *b = data;
+  CHECK_FAULTS (b->small);
+  CHECK_FAULTS (b->large);
+}
+
+static void
+goes_on_alone (void *data)
+{
+  goes_on (data);
+}
+
+/* The same in a child of the child. */
+static void
+grandchild (void *data)
+{
+  struct blocks *b = data;
+  bool kept = check_receipt (b->arena).obtained & MALLOC_ARENA_FORK_KEPT;
+  CHECK_EQUAL (check_child (kept ? child_kept : child_wiped, b).exit_code, 0);
+  memset (b->small, 0x33, 100);
+  char *again = malloc_arena (b->arena, malloc, 20000);
+  memset (again, 0x55, 20000);
+  pid_t pid = fork ();
+  if (pid == 0)
+    {
+      CHECK (check_all (again, kept ? 0x55 : 0, 20000));
+      _exit (0);
+    }
+  CHECK_EQUAL (check_wait (pid, -1).exit_code, 0);
+  CHECK (check_all (again, 0x55, 20000));
+  free (again);
+}
+
+/* fork inside an active arena: the child is inside too, and may leave. */
+static void
+child_inside (void *data)
+{
+  struct blocks *b = data;
+  CHECK (ma_active_arena () == b->arena);
+  void *p = malloc (50);
+  CHECK (malloc_arena_of (p) == b->arena);
+  free (p);
+  malloc_arena_leave (b->arena);
+  p = malloc (50);
+  CHECK (malloc_arena_of (p) == check_outside ());
+  free (p);
+}
+
+/* Other threads allocate all the while: no lock is left held in a child. */
+static _Atomic bool stop;
+
+static void *
+allocate (void *data)
+{
+  malloc_arena *arena = data;
+  for (unsigned i = 0; !stop; i++)
+    {
+      char *p = malloc_arena (arena, malloc, 1 + i * 37 % 5000);
+      CHECK (p != NULL);
+      *p = 1;
+      free (p);
+    }
+  return NULL;
+}
+
+static void
+child_of_threads (void *data)
+{
+  malloc_arena *arena = data;
+  alarm (20); /* a deadlock is a failure, not a hang */
+  for (unsigned i = 0; i < 100; i++)
+    {
+      char *p = malloc_arena (arena, malloc, 1 + i * 37);
+      CHECK (p != NULL);
+      *p = 1;
+      free (p);
+      free (malloc (100));
+    }
+}
+
+static void
+with_threads (unsigned policy)
+{
+  struct blocks b = make (HEAP_SECURE, policy);
+  pthread_t threads[3];
+  stop = false;
+  for (unsigned i = 0; i < 3; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, allocate, b.arena), 0);
+  for (unsigned i = 0; i < 60; i++)
+    CHECK_EQUAL (check_child (child_of_threads, b.arena).exit_code, 0);
+  stop = true;
+  for (unsigned i = 0; i < 3; i++)
+    pthread_join (threads[i], NULL);
+}
+
+int
+main (void)
+{
+  const unsigned kinds[] = { HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED };
+  for (unsigned k = 0; k < 2; k++)
+    {
+      struct blocks wiped = make (kinds[k], MALLOC_ARENA_FORK_WIPE);
+      struct blocks kept = make (kinds[k], MALLOC_ARENA_FORK_KEEP);
+      struct blocks refused = make (kinds[k], MALLOC_ARENA_FORK_REFUSE);
+      CHECK_EQUAL (check_child (child_wiped, &wiped).exit_code, 0);
+      CHECK_EQUAL (check_child (child_kept, &kept).exit_code, 0);
+      CHECK_EQUAL (check_child (child_refused, &refused).exit_code, 0);
+      CHECK_EQUAL (check_child (goes_on_alone, &refused).exit_code, 0);
+      CHECK_EQUAL (check_child (grandchild, &wiped).exit_code, 0);
+      CHECK_EQUAL (check_child (grandchild, &kept).exit_code, 0);
+      malloc_arena_enter (wiped.arena);
+      CHECK_EQUAL (check_child (child_inside, &wiped).exit_code, 0);
+      malloc_arena_leave (wiped.arena);
+      /* None of it was seen here. */
+      struct blocks *const all[] = { &wiped, &kept, &refused };
+      for (unsigned i = 0; i < 3; i++)
+        {
+          CHECK (check_all (all[i]->small, 0x33, 100));
+          CHECK (check_all (all[i]->large, 0x33, 20000));
+          CHECK_EQUAL (check_receipt (all[i]->arena).obtained & MALLOC_ARENA_LOCKED ? 1 : 0,
+                       all[i]->is_locked);
+          free (all[i]->small);
+          free (all[i]->large);
+          CHECK_EQUAL (malloc_arena_delete (all[i]->arena), 0);
+        }
+    }
+  with_threads (MALLOC_ARENA_FORK_WIPE);
+  with_threads (MALLOC_ARENA_FORK_KEEP);
+  with_threads (MALLOC_ARENA_FORK_REFUSE);
+  return 0;
+}

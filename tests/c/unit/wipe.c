@@ -1,0 +1,159 @@
+/* A freed block of a secure arena is zero at once, and its page goes back to the kernel when the last
+ * block in it is freed. */
+#include "check.h"
+
+static malloc_arena *secure;
+
+/* Some neighbours live on and keep the memory mapped, so the freed places can be read. */
+static void
+wiped_at_free (size_t size)
+{
+  char *blocks[64];
+  for (size_t i = 0; i < 64; i++)
+    {
+      blocks[i] = malloc_arena (secure, malloc, size);
+      memset (blocks[i], 0x42, size);
+    }
+  for (size_t i = 0; i < 64; i++)
+    {
+      if (i % 16 == 0)
+        continue;
+      uintptr_t place = (uintptr_t)blocks[i];
+      free (blocks[i]);
+      CHECK_READABLE ((void *)place);
+      CHECK (check_all ((void *)place, 0, size));
+    }
+  for (size_t i = 0; i < 64; i += 16)
+    {
+      CHECK (check_all (blocks[i], 0x42, size));
+      free (blocks[i]);
+    }
+}
+
+static void *
+free_here (void *p)
+{
+  free (p);
+  return NULL;
+}
+
+/* The freeing thread wipes, at once; not the owner when it comes to look. */
+static void
+wiped_by_another_thread (void)
+{
+  char *keep = malloc_arena (secure, malloc, 120), *p = malloc_arena (secure, malloc, 120);
+  memset (p, 0x42, 120);
+  uintptr_t place = (uintptr_t)p;
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, free_here, p), 0);
+  pthread_join (thread, NULL);
+  CHECK (check_all ((void *)place, 0, 120));
+  free (keep);
+}
+
+/* Nothing of many secrets is left anywhere in the region once they are freed. */
+struct search
+{
+  const char *needle;
+  size_t size, found;
+};
+
+static void
+search_mapping (const struct check_mapping *m, void *data)
+{
+  struct search *search = data;
+  if (m->mode[0] != 'r')
+    return;
+  /* /proc/self/mem and not a pointer: guard pages answer with an error, not a fault. */
+  int fd = open ("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+  CHECK (fd >= 0);
+  static unsigned char page[1 << 16];
+  for (uintptr_t at = m->start; at < m->end; at += CHECK_PAGE)
+    {
+      ssize_t got = pread (fd, page, CHECK_PAGE, (off_t)at);
+      if (got > 0 && memmem (page, (size_t)got, search->needle, search->size) != NULL)
+        search->found++;
+    }
+  close (fd);
+}
+
+static size_t
+pages_with (const char *needle, size_t size)
+{
+  struct search search = { needle, size, 0 };
+  check_mappings (check_bounds ().base, check_bounds ().base + check_bounds ().size, search_mapping, &search);
+  return search.found;
+}
+
+static void
+nothing_left (void)
+{
+  enum { COUNT = 3000 };
+  static char *blocks[COUNT];
+  for (size_t i = 0; i < COUNT; i++)
+    {
+      size_t size = 20 + i * 7 % 6000;
+      blocks[i] = malloc_arena (secure, malloc, size);
+      for (size_t at = 0; at + 16 <= size; at += 16)
+        memcpy (blocks[i] + at, "correct-horse-ba", 16);
+    }
+  CHECK (pages_with ("correct-horse-ba", 16) > 1000); /* the search does find */
+  for (size_t i = 0; i < COUNT; i++)
+    if (i % 3 == 0)
+      blocks[i] = realloc (blocks[i], 50 + i % 4000);
+  for (size_t i = 0; i < COUNT; i++)
+    free (blocks[i * 1117 % COUNT]); /* 1117 and 3000 have no common factor */
+  CHECK_EQUAL (pages_with ("correct-horse-ba", 16), 0);
+}
+
+/* Resident and locked memory falls again after a burst; what stays warm is bounded and zero. */
+static void
+add_rss (const struct check_mapping *m, void *data)
+{
+  size_t *sums = data;
+  sums[0] += m->rss;
+  sums[1] += m->locked;
+}
+
+static void
+given_back (size_t size)
+{
+  size_t count = ((size_t)4 << 20) / size;
+  char **blocks = calloc (count, sizeof *blocks);
+  size_t before[2] = { 0 }, full[2] = { 0 }, after[2] = { 0 };
+  uintptr_t end = check_bounds ().base + check_bounds ().size;
+  check_mappings (check_bounds ().base, end, add_rss, before);
+  for (size_t i = 0; i < count; i++)
+    {
+      blocks[i] = malloc_arena (secure, malloc, size);
+      CHECK (blocks[i] != NULL);
+      memset (blocks[i], 1, size);
+    }
+  check_mappings (check_bounds ().base, end, add_rss, full);
+  CHECK (full[0] >= before[0] + ((size_t)4 << 20) - (64 << 10));
+  struct malloc_arena_receipt receipt = check_receipt (secure);
+  if (receipt.obtained & MALLOC_ARENA_LOCKED)
+    CHECK (full[1] >= before[1] + ((size_t)4 << 20) - (64 << 10));
+  for (size_t i = 0; i < count; i++)
+    free (blocks[i]);
+  check_mappings (check_bounds ().base, end, add_rss, after);
+  /* Under 1 MiB of the 4 may stay. */
+  CHECK (after[0] < before[0] + ((size_t)1 << 20));
+  CHECK (after[1] < before[1] + ((size_t)1 << 20));
+  free (blocks);
+}
+
+int
+main (void)
+{
+  secure = malloc_arena_get (HEAP_SECURE);
+  CHECK (secure != NULL);
+  for (size_t size = 16; size < 2048; size = size * 5 / 3)
+    wiped_at_free (size);
+  wiped_by_another_thread ();
+  nothing_left ();
+  given_back (48);
+  given_back (1000);
+  given_back (60000);
+  return 0;
+}
