@@ -92,14 +92,14 @@ void malloc_arena_leave (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 malloc_arena *malloc_arena_of (const void *p) MALLOC_ARENA_NOTHROW;
 
 /* Properties, as bits of a receipt. */
-#define MALLOC_ARENA_LOCKED 0x01u      /* cannot be swapped */
-#define MALLOC_ARENA_UNDUMPED 0x02u    /* left out of core dumps */
-#define MALLOC_ARENA_FORK_WIPED 0x04u  /* a forked child sees zeros, or nothing */
-#define MALLOC_ARENA_FORK_KEPT 0x08u   /* a forked child has a copy, locked again */
-#define MALLOC_ARENA_GUARDED 0x10u     /* inaccessible pages around heaps and large blocks */
-#define MALLOC_ARENA_SECRETMEM 0x20u   /* not in the kernel's direct map */
-#define MALLOC_ARENA_TAGGED 0x40u      /* checked by the CPU */
-#define MALLOC_ARENA_ISOLATED 0x80u    /* every allocation its own mapping, unmapped at free */
+#define MALLOC_ARENA_LOCKED 0x01u     /* cannot be swapped */
+#define MALLOC_ARENA_UNDUMPED 0x02u   /* left out of core dumps */
+#define MALLOC_ARENA_FORK_WIPED 0x04u /* a forked child sees zeros, or nothing */
+#define MALLOC_ARENA_FORK_KEPT 0x08u  /* a forked child has a copy, locked again */
+#define MALLOC_ARENA_GUARDED 0x10u    /* inaccessible pages around heaps and large blocks */
+#define MALLOC_ARENA_SECRETMEM 0x20u  /* not in the kernel's direct map */
+#define MALLOC_ARENA_TAGGED 0x40u     /* checked by the CPU */
+#define MALLOC_ARENA_ISOLATED 0x80u   /* every allocation its own mapping, unmapped at free */
 #define MALLOC_ARENA_PROPERTIES 8
 
 /* What was asked of the kernel and what it gave, over all memory the arena holds at the moment of

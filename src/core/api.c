@@ -23,7 +23,7 @@ check_kind (unsigned kind)
     return EINVAL;
   if ((kind & (HEAP_ISOLATED | HEAP_SECRETMEM)) && !(kind & HEAP_SECURE))
     return EINVAL;
-  if (kind & (HEAP_TAGGED | HEAP_SECRETMEM))
+  if (kind & HEAP_TAGGED)
     return ENOTSUP;
   return 0;
 }
@@ -31,7 +31,10 @@ check_kind (unsigned kind)
 static const char *
 kind_name (unsigned kind)
 {
-  return kind & HEAP_ISOLATED ? "isolated" : kind & HEAP_SECURE ? "secure" : "default";
+  return kind & HEAP_SECRETMEM  ? "secretmem"
+         : kind & HEAP_ISOLATED ? "isolated"
+         : kind & HEAP_SECURE   ? "secure"
+                                : "default";
 }
 
 /* Zeros replaced by the process's options and the kind's own defaults; 0 or EINVAL. */

@@ -201,7 +201,7 @@ init_local (struct ma_local *local, malloc_arena *arena)
   local->threshold = arena->threshold;
   local->is_wiped = arena->is_secure;
   local->is_verified = arena->is_verified;
-  for (unsigned class = 0; class < MA_CLASSES; class ++)
+  for (unsigned class = 0; class < MA_CLASSES; class++)
     local->current[class] = &ma_no_slab;
   pthread_mutex_init (&local->lock, NULL);
 }
@@ -361,6 +361,31 @@ ma_depth (void)
 
 /* ---- fork ---- */
 
+/* Copies of secret memory for a child that is to have its own. Locks held. */
+static void
+copy_secrets (malloc_arena *arena)
+{
+  if (!arena->is_secretmem || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
+    return;
+  for (struct ma_local *local = arena->locals; local; local = local->next)
+    ma_dense_before_fork (local);
+  for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
+    /* Of those that wait for their next use there is nothing to copy, nor can it be read. */
+    if (atomic_load (&unit->large) == MA_LARGE_LIVE)
+      ma_heap_fork_copy (arena, unit, ma_large_start (unit), unit->pages << MA_PAGE_SHIFT);
+}
+
+static void
+drop_secrets (malloc_arena *arena)
+{
+  if (!arena->is_secretmem || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
+    return;
+  for (struct ma_local *local = arena->locals; local; local = local->next)
+    ma_dense_forked (local);
+  for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
+    ma_heap_fork_done (unit);
+}
+
 static void
 before_fork (void)
 {
@@ -371,12 +396,15 @@ before_fork (void)
         pthread_mutex_lock (&local->lock);
   for (unsigned i = 0; i < MA_ARENAS; i++)
     if (table[i])
-      pthread_mutex_lock (&table[i]->lock);
+      {
+        pthread_mutex_lock (&table[i]->lock);
+        copy_secrets (table[i]);
+      }
   ma_region_lock ();
 }
 
 static void
-after_fork (void)
+unlock_all (void)
 {
   ma_region_unlock ();
   for (unsigned i = 0; i < MA_ARENAS; i++)
@@ -387,6 +415,15 @@ after_fork (void)
           pthread_mutex_unlock (&local->lock);
       }
   pthread_mutex_unlock (&table_lock);
+}
+
+static void
+after_fork (void)
+{
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (table[i])
+      drop_secrets (table[i]);
+  unlock_all ();
 }
 
 /* A part of an arena whose policy left its memory out of the child: the address space is reserved
@@ -411,10 +448,19 @@ restore_larges (malloc_arena *arena)
   for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
     {
       size_t bytes = unit->pages << MA_PAGE_SHIFT;
-      if (unit->state & MA_UNIT_FORK_ABSENT)
-        os_release (ma_large_start (unit), bytes);
+      char *start = ma_large_start (unit);
+      if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
+        os_release (start, bytes);
+      else if (unit->state & MA_UNIT_SECRET)
+        {
+          if (ma_heap_fork_restore (arena, unit, start, bytes) == 0)
+            atomic_fetch_add (&arena->locked, bytes);
+          if (arena->is_isolated && atomic_load (&unit->large) == MA_LARGE_FREED)
+            os_close (start, bytes);
+        }
       else if (unit->is_locked)
-        unit->is_locked = ma_heap_lock_again (arena, ma_large_start (unit), bytes);
+        unit->is_locked = ma_heap_lock_again (arena, start, bytes, unit->state);
+      ma_heap_fork_done (unit);
     }
   if (arena->fork_policy != MALLOC_ARENA_FORK_REFUSE)
     return;
@@ -429,7 +475,7 @@ static void
 in_child (void)
 {
   struct ma_thread *self = ma_self;
-  after_fork ();
+  unlock_all ();
   for (struct ma_thread *thread = threads; thread;)
     {
       struct ma_thread *next = thread->next;
@@ -493,6 +539,19 @@ put_arena (malloc_arena *arena)
   stale[stale_next++ % STALE] = arena;
 }
 
+/* Whether one of the properties was refused, with ERROR if that is not 0. */
+static int
+is_refused (malloc_arena *arena, unsigned properties, int error)
+{
+  for (; properties; properties &= properties - 1)
+    {
+      int refused = atomic_load (&arena->refused[__builtin_ctz (properties)]);
+      if (refused && (error == 0 || refused == error))
+        return 1;
+    }
+  return 0;
+}
+
 malloc_arena *
 ma_arena_new (const struct malloc_arena_options *options, int is_own)
 {
@@ -517,6 +576,7 @@ ma_arena_new (const struct malloc_arena_options *options, int is_own)
       arena->fork_policy = options->fork;
       arena->is_secure = (options->kind & HEAP_SECURE) != 0;
       arena->is_isolated = (options->kind & HEAP_ISOLATED) != 0;
+      arena->is_secretmem = (options->kind & HEAP_SECRETMEM) != 0;
       arena->is_verified = arena->is_secure && ma_options ()->verify == MA_ON;
       arena->is_own = is_own;
       arena->limit = options->limit;
@@ -540,14 +600,20 @@ ma_arena_new (const struct malloc_arena_options *options, int is_own)
    * `require` fails here rather than at the first secret. */
   struct ma_local *local = ma_local_of (arena);
   void *p = local ? ma_alloc (local, 1) : NULL;
-  if (p == NULL)
+  int error = p ? 0 : errno;
+  if (p == NULL && is_refused (arena, MALLOC_ARENA_LOCKED | MALLOC_ARENA_SECRETMEM, 0))
+    error = EPERM;
+  /* Asked for by name, and no such thing in this kernel. */
+  if (is_refused (arena, MALLOC_ARENA_SECRETMEM, ENOSYS))
+    error = ENOTSUP;
+  if (p)
+    ma_release (p);
+  if (error)
     {
-      int error = atomic_load (&arena->refused[__builtin_ctz (MALLOC_ARENA_LOCKED)]) ? EPERM : errno;
       ma_arena_delete (arena);
       errno = error;
       return NULL;
     }
-  ma_release (p);
   local->peak_bytes = 0;
   atomic_store (&arena->large_peak, 0);
   return arena;

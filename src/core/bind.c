@@ -36,7 +36,7 @@ dynamic_pointer (const struct dl_phdr_info *object, ElfW (Addr) value)
 }
 
 static const ElfW (Sym) *
-lookup (const struct search *search, const uint32_t *table, const ElfW (Sym) * symbols,
+lookup (const struct search *search, const uint32_t *table, const ElfW (Sym) *symbols,
         const char *strings)
 {
   uint32_t buckets = table[0];

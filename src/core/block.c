@@ -51,8 +51,7 @@ no_block (struct ma_unit *unit, const void *p)
   if (unit->kind == MA_UNIT_FREE && unit->local != NULL && unit->units != 0 && unit->block == p
       && atomic_load (&unit->large) == MA_LARGE_FREED)
     ma_fatal_block ("double free", p, unit->local->arena->name);
-  ma_fatal_block ("invalid free", p,
-                  unit->kind == MA_UNIT_FREE ? NULL : unit->local->arena->name);
+  ma_fatal_block ("invalid free", p, unit->kind == MA_UNIT_FREE ? NULL : unit->local->arena->name);
 }
 
 MA_HOT void

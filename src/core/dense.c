@@ -124,6 +124,9 @@ empty_pages (const struct ma_unit *unit)
 static void
 discard (struct ma_unit *unit, uint16_t pages)
 {
+  /* The kernel says yes, and keeps the pages as they are. */
+  if (unit->state & MA_UNIT_SECRET)
+    return;
   FOR_RUNS (pages, from, to)
   {
     char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
@@ -141,8 +144,9 @@ static int
 is_away (const struct ma_unit *unit, unsigned slot)
 {
   size_t offset = (size_t)slot * unit->slot;
-  return (unit->away & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
-                                  (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
+  return (unit->away
+          & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
+                       (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
          != 0;
 }
 
@@ -179,13 +183,13 @@ extend (struct ma_local *local, struct ma_unit *unit)
   if (ma_heap_charge (arena, size))
     return ENOMEM;
   int locked;
-  int refused = ma_heap_lock (arena, p, size, &locked);
+  int refused = ma_heap_lock (arena, p, size, unit->state, &locked);
   /* The limit may be spent on what nobody uses. */
   if (refused)
     {
       ma_large_flush (local);
       give_empty (local, 0, unit);
-      refused = ma_heap_lock (arena, p, size, &locked);
+      refused = ma_heap_lock (arena, p, size, unit->state, &locked);
     }
   if (refused && (refused = ma_heap_unlockable (arena, refused)))
     {
@@ -194,7 +198,7 @@ extend (struct ma_local *local, struct ma_unit *unit)
     }
   /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
    * is never present and counts for nothing else. */
-  if (locked && to == MA_SLAB_PAGES)
+  if (locked && to == MA_SLAB_PAGES && !arena->is_secretmem)
     os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
   os_populate (p, size);
   unit->locked |= locked ? page_bits (from, to) : 0;
@@ -231,7 +235,7 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
 MA_COLD static int
 wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 {
-  if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked
+  if (!(unit->state & (MA_UNIT_FORK_WIPE | MA_UNIT_SECRET)) || *ma_sealed.unforked
       || is_away (unit, slot_of (unit, p)))
     return 0;
   for (const char *at = p + size; at < p + unit->slot; at++)
@@ -355,6 +359,14 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   put_idle (local, unit);
 }
 
+/* What of a unit is opened: a guard marker needs the page, but secret memory takes none, so that there
+ * the last page stays as it was reserved. */
+static size_t
+slab_bytes (const malloc_arena *arena)
+{
+  return arena->is_secretmem ? (size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT : MA_UNIT;
+}
+
 /* A slab of the class with its first page open, or NULL and the errno. */
 static struct ma_unit *
 open_slab (struct ma_local *local, unsigned class, int *refused)
@@ -364,16 +376,15 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   if (unit == NULL)
     return NULL;
   malloc_arena *arena = local->arena;
-  *refused = ma_heap_open (arena, unit->base, MA_UNIT, &unit->state);
+  *refused = ma_heap_open (arena, unit->base, slab_bytes (arena), &unit->state);
   if (*refused)
     {
       put_idle (local, unit);
       return NULL;
     }
-  if (!(unit->state & MA_UNIT_GUARDED))
+  if (!(unit->state & MA_UNIT_GUARDED) && !arena->is_secretmem)
     {
-      int unguarded
-          = os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+      int unguarded = os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
       if (unguarded)
         ma_heap_refused (arena, MALLOC_ARENA_GUARDED, unguarded);
       else
@@ -583,7 +594,7 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
 {
   unsigned class = ma_class_of (size);
   while (class < MA_CLASSES && ma_class_slot[class] % align != 0)
-    class ++;
+    class++;
   if (class == MA_CLASSES)
     return NULL;
   struct ma_unit *unit = local->current[class];
@@ -619,8 +630,8 @@ static __attribute__ ((noinline)) void
 free_remote (struct ma_unit *unit, unsigned slot, const void *p)
 {
   struct ma_local *local = unit->local;
-  uint64_t before = atomic_fetch_or_explicit (&unit->remote[slot / 64], bit_of (slot),
-                                              memory_order_acq_rel);
+  uint64_t before
+      = atomic_fetch_or_explicit (&unit->remote[slot / 64], bit_of (slot), memory_order_acq_rel);
   if (unlikely (before & bit_of (slot)))
     ma_fatal_block ("double free", p, local->arena->name);
   atomic_thread_fence (memory_order_seq_cst);
@@ -776,6 +787,36 @@ ma_dense_live (struct ma_local *local, size_t *bytes)
 }
 
 void
+ma_dense_before_fork (struct ma_local *local)
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    ma_heap_fork_copy (local->arena, unit, unit->base, slab_bytes (local->arena));
+}
+
+void
+ma_dense_forked (struct ma_local *local)
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    ma_heap_fork_done (unit);
+}
+
+static void
+restore_secret (malloc_arena *arena, struct ma_unit *unit)
+{
+  if (ma_heap_fork_restore (arena, unit, unit->base, slab_bytes (arena)) == 0)
+    {
+      atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
+      return;
+    }
+  /* What lived there faults on touch, and nothing new is put there. */
+  memset (unit->free, 0, sizeof unit->free);
+  unit->opened = MA_SLAB_PAGES;
+  unit->locked = 0;
+}
+
+void
 ma_dense_after_fork (struct ma_local *local)
 {
   malloc_arena *arena = local->arena;
@@ -784,13 +825,18 @@ ma_dense_after_fork (struct ma_local *local)
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {
-      if (unit->state & MA_UNIT_FORK_WIPE)
-        os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
-      if (unit->locked)
-        unit->locked
-            = ma_heap_lock_again (arena, unit->base, (size_t)unit->opened << MA_PAGE_SHIFT)
-                  ? page_bits (0, unit->opened)
-                  : 0;
+      if (unit->state & MA_UNIT_SECRET)
+        restore_secret (arena, unit);
+      else
+        {
+          if (unit->state & MA_UNIT_FORK_WIPE && unit->state & MA_UNIT_GUARDED)
+            os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+          if (unit->locked)
+            unit->locked = ma_heap_lock_again (arena, unit->base,
+                                               (size_t)unit->opened << MA_PAGE_SHIFT, unit->state)
+                               ? page_bits (0, unit->opened)
+                               : 0;
+        }
       uint64_t remote = 0;
       for (unsigned at = 0; at < MA_WORDS; at++)
         remote |= atomic_load (&unit->remote[at]);
@@ -801,6 +847,7 @@ ma_dense_after_fork (struct ma_local *local)
           atomic_store (&local->queue, unit);
         }
     }
+  ma_dense_forked (local);
 }
 
 void

@@ -31,6 +31,10 @@ void ma_dense_collect (struct ma_local *local);
 /* Gives all pages without a live slot back, also the warm ones. As collect. */
 void ma_dense_trim (struct ma_local *local);
 
+/* Around a fork, in the parent: copies of secret memory that the child is to have, and gone again. Lock
+ * held. */
+void ma_dense_before_fork (struct ma_local *local);
+void ma_dense_forked (struct ma_local *local);
 /* In a forked child: guards, locks, queues and counts as they must be for the one thread there. Lock
  * held. */
 void ma_dense_after_fork (struct ma_local *local);

@@ -65,9 +65,59 @@ set_dump (malloc_arena *arena, void *p, size_t size, uint8_t *state)
     *state ^= MA_UNIT_DUMPED;
 }
 
+static const char *
+errno_name (int error)
+{
+  return error == EPERM    ? "EPERM"
+         : error == ENOMEM ? "ENOMEM"
+         : error == EAGAIN ? "EAGAIN"
+         : error == ENOSYS ? "ENOSYS"
+         : error == EINVAL ? "EINVAL"
+                           : "refused";
+}
+
+static void
+warn_unsecret (malloc_arena *arena, int error)
+{
+  static _Atomic int said;
+  if (atomic_exchange (&said, 1))
+    return;
+  ma_warn ("memfd_secret refused: arena \"", arena->name,
+           "\" goes on with ordinary locked memory (", errno_name (error), ")", NULL);
+}
+
+static void
+warn_unlocked (malloc_arena *arena, int error)
+{
+  static _Atomic int said;
+  if (atomic_exchange (&said, 1))
+    return;
+  char limit[24];
+  size_t bytes = os_lock_limit ();
+  ma_warn ("lock refused: arena \"", arena->name, "\" goes on with memory that can be swapped (",
+           errno_name (error), "; the memlock limit is ",
+           bytes == SIZE_MAX ? "unlimited" : ma_decimal (limit, bytes),
+           bytes == SIZE_MAX ? "" : " bytes", "): raise it with ulimit -l, LimitMEMLOCK= or",
+           " docker --ulimit memlock, or set lock=require to fail instead", NULL);
+}
+
 int
 ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
 {
+  if (arena->is_secretmem && !(*state & MA_UNIT_OPEN))
+    {
+      int refused = os_open_secret (p, size);
+      if (refused == 0)
+        {
+          *state |= MA_UNIT_OPEN | MA_UNIT_SECRET | MA_UNIT_FORK_ABSENT;
+          return 0;
+        }
+      /* The next rung is locked memory of the usual kind. */
+      ma_heap_refused (arena, MALLOC_ARENA_SECRETMEM, refused);
+      if (arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE)
+        return EPERM;
+      warn_unsecret (arena, refused);
+    }
   if (!(*state & MA_UNIT_OPEN))
     {
       int refused = os_open (p, size);
@@ -80,29 +130,16 @@ ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
   return 0;
 }
 
-static void
-warn_unlocked (malloc_arena *arena, int error)
-{
-  static _Atomic int said;
-  if (atomic_exchange (&said, 1))
-    return;
-  char limit[24];
-  size_t bytes = os_lock_limit ();
-  ma_warn ("lock refused: arena \"", arena->name, "\" goes on with memory that can be swapped (",
-           error == EPERM    ? "EPERM"
-           : error == ENOMEM ? "ENOMEM"
-           : error == EAGAIN ? "EAGAIN"
-           : error == ENOSYS ? "ENOSYS"
-                             : "refused",
-           "; the memlock limit is ", bytes == SIZE_MAX ? "unlimited" : ma_decimal (limit, bytes),
-           bytes == SIZE_MAX ? "" : " bytes", "): raise it with ulimit -l, LimitMEMLOCK= or",
-           " docker --ulimit memlock, or set lock=require to fail instead", NULL);
-}
-
 int
-ma_heap_lock (malloc_arena *arena, void *p, size_t size, int *locked)
+ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *locked)
 {
   *locked = 0;
+  if (state & MA_UNIT_SECRET)
+    {
+      *locked = 1;
+      atomic_fetch_add_explicit (&arena->locked, size, memory_order_relaxed);
+      return 0;
+    }
   if (!arena->is_secure || arena->lock_policy == MALLOC_ARENA_LOCK_OFF)
     return 0;
   int refused = os_lock (p, size);
@@ -126,10 +163,10 @@ ma_heap_unlockable (malloc_arena *arena, int refused)
 }
 
 int
-ma_heap_lock_again (malloc_arena *arena, void *p, size_t size)
+ma_heap_lock_again (malloc_arena *arena, void *p, size_t size, uint8_t state)
 {
   int locked;
-  int refused = ma_heap_lock (arena, p, size, &locked);
+  int refused = ma_heap_lock (arena, p, size, state, &locked);
   if (refused)
     {
       ma_heap_refused (arena, MALLOC_ARENA_LOCKED, refused);
@@ -142,4 +179,39 @@ void
 ma_heap_unlocked (malloc_arena *arena, size_t size)
 {
   atomic_fetch_sub_explicit (&arena->locked, size, memory_order_relaxed);
+}
+
+void
+ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, size_t size)
+{
+  if (!(unit->state & MA_UNIT_SECRET) || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
+    return;
+  int copy = os_secret_copy (p, size);
+  unit->fork_copy = copy >= 0 ? copy + 1 : copy;
+}
+
+int
+ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size)
+{
+  int refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
+                : unit->fork_copy < 0 ? -unit->fork_copy
+                                      : os_open_secret (p, size);
+  if (refused)
+    {
+      os_release (p, size);
+      ma_heap_refused (arena, MALLOC_ARENA_SECRETMEM, refused);
+      ma_heap_refused (arena,
+                       arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT
+                                                                    : MALLOC_ARENA_FORK_WIPED,
+                       refused);
+    }
+  return refused;
+}
+
+void
+ma_heap_fork_done (struct ma_unit *unit)
+{
+  if (unit->fork_copy > 0)
+    os_close_copy (unit->fork_copy - 1);
+  unit->fork_copy = 0;
 }

@@ -31,6 +31,7 @@ struct malloc_arena
   unsigned fork_policy;
   int is_secure; /* wiped, locked, undumped, verified */
   int is_isolated;
+  int is_secretmem;
   int is_verified;
   int is_own; /* made by malloc_arena_new */
   size_t limit;
@@ -79,8 +80,7 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 #define MA_NOBODY (&ma_nobody)
 
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
-extern MA_HIDDEN __thread struct ma_thread *ma_self
-    __attribute__ ((tls_model ("initial-exec")));
+extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
 /* BYTES more of the arena's limit; 0 or ENOMEM. */
 int ma_heap_charge (malloc_arena *arena, size_t bytes);
@@ -92,11 +92,18 @@ int ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state);
 /* Locks memory that is opened, where the arena wants it. *LOCKED tells whether it is; 0, or the errno
  * of the kernel's refusal. The caller may give something back and try again before it accepts that
  * with ma_heap_unlockable: 0, go on unlocked (noted, and said once), or EPERM under `require`. */
-int ma_heap_lock (malloc_arena *arena, void *p, size_t size, int *locked);
+int ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *locked);
 int ma_heap_unlockable (malloc_arena *arena, int refused);
 /* In a forked child, where nobody can be told: refused is said and noted whatever the policy.
  * Whether it is locked. */
-int ma_heap_lock_again (malloc_arena *arena, void *p, size_t size);
+int ma_heap_lock_again (malloc_arena *arena, void *p, size_t size, uint8_t state);
+
+/* Secret memory over fork. Before it: a copy for the child where it is to have one (the unit's
+ * fork_copy). After it, in the child: the copy, or new zeros, in place of the hole; 0, or the errno with
+ * the hole reserved again. At the end, in both: the copy dropped. */
+void ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, size_t size);
+int ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size);
+void ma_heap_fork_done (struct ma_unit *unit);
 void ma_heap_unlocked (malloc_arena *arena, size_t size); /* accounts only */
 
 /* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether

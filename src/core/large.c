@@ -10,10 +10,10 @@ enum
 {
   EXACT_BINS = 17, /* of 0 to 16 pages; above, eight bins per doubling */
   BINNED_PAGES = 512,
-  LEAD = 16,                 /* most canary bytes before a block */
-  WARM_BYTES = 2 << 20,      /* a local arena keeps at most this much */
-  VERIFIED_BYTES = 512,      /* of a warm block are all looked at, and of the rest a line in every */
-  SAMPLE_STEP = 512,         /* so many bytes: a third pass over it all would cost too much */
+  LEAD = 16,            /* most canary bytes before a block */
+  WARM_BYTES = 2 << 20, /* a local arena keeps at most this much */
+  VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
+  SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
   SAMPLE = 64
 };
 
@@ -93,7 +93,7 @@ place (struct ma_unit *unit, char *block, size_t size)
 static int
 is_wiped_by_fork (const struct ma_unit *unit, const char *from, const char *to)
 {
-  if (!(unit->state & MA_UNIT_FORK_WIPE) || *ma_sealed.unforked)
+  if (!(unit->state & (MA_UNIT_FORK_WIPE | MA_UNIT_SECRET)) || *ma_sealed.unforked)
     return 0;
   for (; from < to; from++)
     if (*from != 0)
@@ -189,13 +189,13 @@ open_range (struct ma_local *local, size_t pages, int *refused)
   *refused = ma_heap_open (arena, start, bytes, &unit->state);
   if (*refused == 0)
     {
-      int unlockable = ma_heap_lock (arena, start, bytes, &unit->is_locked);
+      int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
       /* The limit may be spent on what nobody uses. */
       if (unlockable)
         {
           pthread_mutex_lock (&local->lock);
           if (ma_local_reclaim (local))
-            unlockable = ma_heap_lock (arena, start, bytes, &unit->is_locked);
+            unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
           pthread_mutex_unlock (&local->lock);
         }
       if (unlockable)
@@ -292,9 +292,9 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
       errno = ENOMEM;
       return NULL;
     }
-  char *block = (char *)((uintptr_t)(ma_large_end (unit) - size) & ~(uintptr_t)(align - 1));
-  if (size == 0)
-    block = ma_large_end (unit) - align;
+  /* An empty block needs an address of its own, before the guard. */
+  size_t room = size | (size == 0);
+  char *block = (char *)((uintptr_t)(ma_large_end (unit) - room) & ~(uintptr_t)(align - 1));
   if (is_warm && local->is_verified && !is_still_zero (block, size))
     ma_fatal_block ("use after wipe", block, arena->name);
   *is_zero = !is_warm || local->is_wiped;

@@ -83,15 +83,15 @@ set (const char *option, size_t length)
 #define WORD(key, initial, words, help)                                                            \
   if (key_length == strlen (#key) && memcmp (option, #key, key_length) == 0)                       \
     {                                                                                              \
-      options.key = word_number (words, value, value_length);                                     \
-      if (options.key == 0)                                                                       \
+      options.key = word_number (words, value, value_length);                                      \
+      if (options.key == 0)                                                                        \
         bad (option, length, words, 0, 0);                                                         \
       return;                                                                                      \
     }
 #define SIZE(key, initial, least, most, help)                                                      \
   if (key_length == strlen (#key) && memcmp (option, #key, key_length) == 0)                       \
     {                                                                                              \
-      if (!size_value (value, value_length, least, most, &options.key))                           \
+      if (!size_value (value, value_length, least, most, &options.key))                            \
         bad (option, length, NULL, least, most);                                                   \
       return;                                                                                      \
     }
@@ -104,8 +104,7 @@ set (const char *option, size_t length)
 #include "options.def"
 #undef WORD
 #undef SIZE
-       "are the keys",
-       0, 0);
+       "are the keys", 0, 0);
 }
 
 static void

@@ -68,6 +68,16 @@ int os_fork_wiped (void *p, size_t size);
 int os_fork_copied (void *p, size_t size);
 int os_fork_absent (void *p, size_t size);
 
+/* Memory that is in no other address space, the kernel's included (memfd_secret): accessible, zero,
+ * locked, not dumped. It can only be shared over fork, so that a child has none of it. ENOSYS: not
+ * offered; EAGAIN and the like: over the lock limit. */
+int os_open_secret (void *p, size_t size);
+/* For a child that is to have its own: a descriptor (>= 0) of a copy, or minus an errno; and the copy
+ * in place of the hole. The descriptor is the caller's to close. */
+int os_secret_copy (const void *p, size_t size);
+int os_open_secret_copy (void *p, size_t size, int copy);
+void os_close_copy (int copy);
+
 /* N unpredictable bytes. Weak ones (time, addresses) where the kernel refuses: callers use them for
  * detection only. */
 void os_random (void *p, size_t n);

@@ -2,6 +2,8 @@
 #include "os.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -19,6 +21,9 @@
 #endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
+#endif
+#ifndef SYS_memfd_secret
+#define SYS_memfd_secret 447
 #endif
 #ifndef MLOCK_ONFAULT
 #define MLOCK_ONFAULT 1
@@ -55,7 +60,8 @@ os_reserve (size_t size, size_t align, void **out)
 {
   int saved = errno;
   size_t slack = align > MA_PAGE ? align : 0;
-  char *p = mmap (NULL, size + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char *p
+      = mmap (NULL, size + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED)
     return outcome (-1, saved);
   if (slack != 0)
@@ -88,8 +94,8 @@ int
 os_release (void *p, size_t size)
 {
   int saved = errno;
-  void *got = mmap (p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-                    0);
+  void *got
+      = mmap (p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (got == MAP_FAILED)
     return outcome (-1, saved);
   munlock (p, size);
@@ -216,6 +222,82 @@ int
 os_fork_absent (void *p, size_t size)
 {
   return advise (p, size, MADV_DONTFORK);
+}
+
+/* A descriptor of SIZE bytes, or minus an errno. */
+static int
+secret_file (size_t size)
+{
+  int file = (int)syscall (SYS_memfd_secret, O_CLOEXEC);
+  if (file == -1)
+    return -errno;
+  if (ftruncate (file, (off_t)size) == -1)
+    {
+      int refused = errno;
+      close (file);
+      return -refused;
+    }
+  return file;
+}
+
+int
+os_open_secret_copy (void *p, size_t size, int file)
+{
+  int saved = errno;
+  void *got = mmap (p, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
+  if (got == MAP_FAILED)
+    return outcome (-1, saved);
+  /* Shared memory that two processes write is corruption: children do without. */
+  int refused = advise (p, size, MADV_DONTFORK);
+  if (refused)
+    os_release (p, size);
+  errno = saved;
+  return refused;
+}
+
+int
+os_open_secret (void *p, size_t size)
+{
+  int saved = errno;
+  int file = secret_file (size);
+  int refused = file < 0 ? -file : os_open_secret_copy (p, size, file);
+  /* The mapping holds the file; an open descriptor would be one more way to it. */
+  if (file >= 0)
+    close (file);
+  errno = saved;
+  return refused;
+}
+
+int
+os_secret_copy (const void *p, size_t size)
+{
+  int saved = errno;
+  int file = secret_file (size);
+  if (file >= 0)
+    {
+      void *copy = mmap (NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+      if (copy == MAP_FAILED)
+        {
+          int refused = errno;
+          close (file);
+          file = -refused;
+        }
+      else
+        {
+          memcpy (copy, p, size);
+          munmap (copy, size);
+        }
+    }
+  errno = saved;
+  return file;
+}
+
+void
+os_close_copy (int copy)
+{
+  int saved = errno;
+  close (copy);
+  errno = saved;
 }
 
 void

@@ -14,6 +14,8 @@ requested (const malloc_arena *arena)
       if (arena->lock_policy != MALLOC_ARENA_LOCK_OFF)
         properties |= MALLOC_ARENA_LOCKED;
     }
+  if (arena->is_secretmem)
+    properties |= MALLOC_ARENA_SECRETMEM;
   if (arena->is_isolated)
     properties |= MALLOC_ARENA_ISOLATED;
   properties |= arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT

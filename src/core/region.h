@@ -30,7 +30,7 @@ enum
 {
   MA_UNIT_PAGES = 16,
   MA_SLAB_PAGES = 15, /* the sixteenth is the guard */
-  MA_SLOTS = 2048, /* most slots of a slab; larger pages leave a rest unused */
+  MA_SLOTS = 2048,    /* most slots of a slab; larger pages leave a rest unused */
   MA_WORDS = MA_SLOTS / 64
 };
 #define MA_UNIT_SHIFT (MA_PAGE_SHIFT + 4)
@@ -53,7 +53,8 @@ enum
   MA_UNIT_GUARDED = 2,   /* its last page is a guard */
   MA_UNIT_DUMPED = 4,    /* included in dumps */
   MA_UNIT_FORK_WIPE = 8, /* wiped, or absent, in children */
-  MA_UNIT_FORK_ABSENT = 16
+  MA_UNIT_FORK_ABSENT = 16,
+  MA_UNIT_SECRET = 32 /* memfd_secret */
 };
 
 enum ma_large_state
@@ -75,21 +76,22 @@ struct ma_unit
   uint16_t avail;         /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
-  uint8_t group;  /* of slot sizes, see slot.h */
-  uint8_t hint;   /* word of FREE to look at first */
-  uint8_t listed; /* in its class's list, or current: not full */
-  uint8_t state;  /* MA_UNIT_OPEN, ... */
-  uint8_t opened; /* pages, from the first */
-  uint16_t away;   /* bit by page: given back to the kernel, with all its slots */
-  uint16_t locked; /* bit by page */
-  _Atomic uint8_t queued;    /* in its local arena's queue of remote frees */
-  _Atomic uint8_t large;     /* enum ma_large_state */
-  struct ma_unit *next;              /* class list, warm list */
+  uint8_t group;          /* of slot sizes, see slot.h */
+  uint8_t hint;           /* word of FREE to look at first */
+  uint8_t listed;         /* in its class's list, or current: not full */
+  uint8_t state;          /* MA_UNIT_OPEN, ... */
+  uint8_t opened;         /* pages, from the first */
+  uint16_t away;          /* bit by page: given back to the kernel, with all its slots */
+  uint16_t locked;        /* bit by page */
+  _Atomic uint8_t queued; /* in its local arena's queue of remote frees */
+  _Atomic uint8_t large;  /* enum ma_large_state */
+  struct ma_unit *next;   /* class list, warm list */
   struct ma_unit *previous;
   struct ma_unit *queue_next;
   struct ma_unit *heap_next; /* first units of a local arena's heaps; large blocks of an arena */
   struct ma_unit *heap_previous;
   uint32_t heap_units;
+  int fork_copy; /* during a fork: 1 + the descriptor of what the child gets, minus an errno, or 0 */
   union
   {
     uint64_t free[MA_WORDS]; /* bit by slot: may be given out. The owner's. */
@@ -104,7 +106,8 @@ struct ma_unit
       int is_locked;
     };
   };
-  _Atomic uint64_t remote[MA_WORDS]; /* bit by slot: freed by another thread, wiped, not yet in FREE */
+  _Atomic uint64_t
+      remote[MA_WORDS]; /* bit by slot: freed by another thread, wiped, not yet in FREE */
 };
 
 /* Written once, under the lock, then read-only memory. ma_region is its first member. */
@@ -112,7 +115,7 @@ struct ma_sealed
 {
   struct ma_region region;
   struct ma_unit *units;
-  uint64_t canary; /* fills the bytes after a block; no byte of it is zero */
+  uint64_t canary;  /* fills the bytes after a block; no byte of it is zero */
   int dump_refused; /* errno where the region could not be excluded from dumps */
   /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
   const volatile uint8_t *unforked;
@@ -125,7 +128,6 @@ ma_is_ours (const void *p)
 {
   return (uintptr_t)p - ma_sealed.region.base < ma_sealed.region.size;
 }
-
 
 static inline struct ma_unit *
 ma_unit_of (const void *p)

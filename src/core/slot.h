@@ -29,7 +29,7 @@ enum
 #define MA_SLOT_GROUP(group, work)                                                                 \
   switch (group)                                                                                   \
     {                                                                                              \
-    case 0: work (4, 3); /* up to 128 */                                                           \
+    case 0: work (4, 3);  /* up to 128 */                                                          \
     case 1: work (16, 5); /* 512 */                                                                \
     default: work (0, 0); /* 2048 */                                                               \
     }
@@ -44,7 +44,7 @@ ma_slot_group (size_t slot)
 typedef long long ma_v32 __attribute__ ((vector_size (32), aligned (16), may_alias));
 
 /* Compiled twice where that pays; which one is used is settled when the library is loaded. */
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)          \
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
     && defined(__GNUC__) && !defined(__clang__)
 #define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
 #else
@@ -174,10 +174,10 @@ slot_intact_roomy (const char *p, size_t size, size_t slot)
 MA_INLINE int
 slot_take (char *p, size_t size, size_t slot, unsigned group, int is_verified)
 {
-#define TAKE(vectors, words)                                                                           \
+#define TAKE(vectors, words)                                                                       \
   {                                                                                                \
-    int is_zero = !is_verified || slot_is_zero_shape (p, slot, vectors);                              \
-    slot_canary_shape (p, size, slot, words);                                                       \
+    int is_zero = !is_verified || slot_is_zero_shape (p, slot, vectors);                           \
+    slot_canary_shape (p, size, slot, words);                                                      \
     return is_zero;                                                                                \
   }
   MA_SLOT_GROUP (group, TAKE)
@@ -200,11 +200,11 @@ slot_is_intact (const char *p, size_t size, size_t slot, unsigned group)
 MA_INLINE int
 slot_give (char *p, size_t size, size_t slot, unsigned group)
 {
-#define GIVE(vectors, words)                                                                           \
+#define GIVE(vectors, words)                                                                       \
   {                                                                                                \
-    if (unlikely (!slot_intact_shape (p, size, slot, words)))                                       \
+    if (unlikely (!slot_intact_shape (p, size, slot, words)))                                      \
       return 0;                                                                                    \
-    slot_wipe_shape (p, slot, vectors);                                                               \
+    slot_wipe_shape (p, slot, vectors);                                                            \
     return 1;                                                                                      \
   }
   MA_SLOT_GROUP (group, GIVE)

@@ -35,21 +35,23 @@ ma_clear_registers (void)
   /* The upper sixteen exist with AVX-512 only, and vzeroall leaves them. */
 #define MA_ZERO(n) "vpxord %%zmm" #n ", %%zmm" #n ", %%zmm" #n "\n\t"
   if (__builtin_cpu_supports ("avx512f"))
-    __asm__ volatile (MA_ZERO (16) MA_ZERO (17) MA_ZERO (18) MA_ZERO (19) MA_ZERO (20)
-                          MA_ZERO (21) MA_ZERO (22) MA_ZERO (23) MA_ZERO (24) MA_ZERO (25)
-                              MA_ZERO (26) MA_ZERO (27) MA_ZERO (28) MA_ZERO (29) MA_ZERO (30)
-                                  MA_ZERO (31)
-                      :
-                      :
-                      : "memory");
+    /* clang-format off */
+    __asm__ volatile (MA_ZERO (16) MA_ZERO (17) MA_ZERO (18) MA_ZERO (19)
+                      MA_ZERO (20) MA_ZERO (21) MA_ZERO (22) MA_ZERO (23)
+                      MA_ZERO (24) MA_ZERO (25) MA_ZERO (26) MA_ZERO (27)
+                      MA_ZERO (28) MA_ZERO (29) MA_ZERO (30) MA_ZERO (31)
+                      :::"memory");
+  /* clang-format on */
 #undef MA_ZERO
 #elif defined(__aarch64__)
   /* The low halves of v8 to v15 belong to the callers. */
 #define MA_ZERO(n) __asm__ volatile ("movi v" #n ".2d, #0" : : : "v" #n);
+  /* clang-format off */
   MA_ZERO (0) MA_ZERO (1) MA_ZERO (2) MA_ZERO (3) MA_ZERO (4) MA_ZERO (5) MA_ZERO (6) MA_ZERO (7)
   MA_ZERO (16) MA_ZERO (17) MA_ZERO (18) MA_ZERO (19) MA_ZERO (20) MA_ZERO (21) MA_ZERO (22)
   MA_ZERO (23) MA_ZERO (24) MA_ZERO (25) MA_ZERO (26) MA_ZERO (27) MA_ZERO (28) MA_ZERO (29)
   MA_ZERO (30) MA_ZERO (31)
+  /* clang-format on */
 #undef MA_ZERO
 #endif
 }
