@@ -12,7 +12,7 @@
 
 enum
 {
-  MA_DEPTH = 256 /* different arenas nested in one thread; one entered again and again is one */
+  MA_DEPTH = 4096 /* different arenas nested in one thread; one entered again and again is one */
 };
 
 struct ma_frame

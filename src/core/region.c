@@ -6,15 +6,14 @@
 #include "fatal.h"
 #include "options.h"
 
-/* A page of its own: what is sealed must not share one with what is written. */
-union sealed_page
-{
-  struct ma_sealed sealed;
-  char page[MA_PAGE_MOST];
-};
-static union sealed_page page __attribute__ ((aligned (MA_PAGE_MOST), used));
-extern struct ma_sealed ma_sealed __attribute__ ((alias ("page")));
-extern MA_EXPORT struct ma_region ma_region __attribute__ ((alias ("page")));
+union ma_sealed_page ma_sealed_page __attribute__ ((aligned (MA_PAGE_MOST)));
+
+/* runtime.h's name for the page's first member. In assembly: to the compiler two objects do not lie in
+ * the same place, and its address sanitizer puts a fence between them. */
+__asm__ (".globl ma_region\n\t"
+         ".type ma_region, %object\n\t"
+         ".size ma_region, 16\n\t"
+         ".set ma_region, ma_sealed_page");
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -68,8 +67,8 @@ reserve (size_t size)
   void *bits = NULL;
   void *more = NULL;
   void *unforked = NULL;
-  /* One thread's metadata is about 20 KiB. */
-  size_t pool_size = size >> 6;
+  /* One thread's metadata is 100 KiB, of which it touches what it uses. */
+  size_t pool_size = size >> 6 > (size_t)16 << 20 ? size >> 6 : (size_t)16 << 20;
   if ((refused = os_map (os_round_up (n * sizeof (struct ma_unit), MA_PAGE), &table))
       || (refused = os_map (os_round_up (n * SIZES_STRIDE, MA_PAGE), &size_table))
       || (refused = os_map (os_round_up ((n + 63) / 64 * 8, MA_PAGE), &bits))
@@ -100,14 +99,14 @@ reserve (size_t size)
   pool_left = pool_size;
   if (os_fork_wiped (unforked, MA_PAGE) == 0)
     *(uint8_t *)unforked = 1;
-  page.sealed.units = table;
-  page.sealed.dump_refused = os_exclude_from_dump (base, size);
-  page.sealed.canary = new_canary ();
-  page.sealed.unforked = unforked;
-  page.sealed.region.base = (uintptr_t)base;
+  ma_sealed.units = table;
+  ma_sealed.dump_refused = os_exclude_from_dump (base, size);
+  ma_sealed.canary = new_canary ();
+  ma_sealed.unforked = unforked;
+  ma_sealed.region.base = (uintptr_t)base;
   /* Last, as the size is what makes an address ours. */
-  __atomic_store_n (&page.sealed.region.size, size, __ATOMIC_RELEASE);
-  os_seal (&page, sizeof page, 1);
+  __atomic_store_n (&ma_sealed.region.size, size, __ATOMIC_RELEASE);
+  os_seal (&ma_sealed_page, sizeof ma_sealed_page, 1);
   return 0;
 }
 

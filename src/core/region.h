@@ -120,7 +120,14 @@ struct ma_sealed
   /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
   const volatile uint8_t *unforked;
 };
-extern MA_HIDDEN struct ma_sealed ma_sealed;
+/* A page of its own: what is sealed must not share one with what is written. */
+union ma_sealed_page
+{
+  struct ma_sealed sealed;
+  char page[MA_PAGE_MOST];
+};
+extern MA_HIDDEN union ma_sealed_page ma_sealed_page;
+#define ma_sealed (ma_sealed_page.sealed)
 
 /* ma_owns, without the way through the exported symbol. */
 static inline int
