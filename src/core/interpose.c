@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/single_threaded.h>
 
 #include "bind.h"
 #include "block.h"
@@ -82,9 +83,34 @@ early_size (const void *p)
   return size;
 }
 
-/* ---- option `active`: every allocation goes to an arena ---- */
-
 static struct next real;
+
+/* In a process that has early blocks, or may have, these stand before the real ones. */
+static void
+careful_free (void *p)
+{
+  if (!is_early (p))
+    real.free (p);
+}
+
+static void *
+careful_realloc (void *p, size_t size)
+{
+  if (!is_early (p))
+    return real.realloc (p, size);
+  void *q = real.malloc (size);
+  if (q)
+    memcpy (q, p, early_size (p) < size ? early_size (p) : size);
+  return q;
+}
+
+static size_t
+careful_usable (void *p)
+{
+  return is_early (p) ? early_size (p) : real.malloc_usable_size (p);
+}
+
+/* ---- option `active`: every allocation goes to an arena ---- */
 
 /* NULL while the arena is being made: what that allocates comes from the real malloc. */
 static struct ma_local *
@@ -125,7 +151,7 @@ always_calloc (size_t n, size_t size)
 static void *
 always_realloc (void *p, size_t size)
 {
-  return p == NULL ? always_malloc (size) : real.realloc (p, size);
+  return p == NULL ? always_malloc (size) : careful_realloc (p, size);
 }
 
 static void *
@@ -154,15 +180,22 @@ find (void)
   if (!real.malloc || !real.calloc || !real.realloc || !real.memalign || !real.free
       || !real.malloc_usable_size)
     ma_fatal ("no malloc: there is no whole implementation behind this library", NULL);
-  next.routine = real;
+  struct next found = real;
+  if (!__libc_single_threaded || __atomic_load_n (&early_used, __ATOMIC_RELAXED) != 0)
+    {
+      found.free = careful_free;
+      found.realloc = careful_realloc;
+      found.malloc_usable_size = careful_usable;
+    }
   if (ma_options ()->active != MA_ACTIVE_NONE)
     {
-      next.routine.malloc = always_malloc;
-      next.routine.calloc = always_calloc;
-      next.routine.realloc = always_realloc;
-      next.routine.memalign = always_memalign;
+      found.malloc = always_malloc;
+      found.calloc = always_calloc;
+      found.realloc = always_realloc;
+      found.memalign = always_memalign;
     }
   os_init ();
+  next.routine = found;
   os_seal (&next, sizeof next, 1);
 }
 
@@ -244,8 +277,6 @@ free (void *p)
 {
   if (likely (!ma_is_ours (p)))
     {
-      if (unlikely (is_early (p)))
-        return;
       next.routine.free (p);
       return;
     }
@@ -272,7 +303,7 @@ calloc (size_t n, size_t size)
 static void *
 move_in (struct ma_local *local, void *p, size_t size)
 {
-  size_t before = is_early (p) ? early_size (p) : next.routine.malloc_usable_size (p);
+  size_t before = next.routine.malloc_usable_size (p);
   void *q = NULL;
   if (size != 0)
     {
@@ -282,8 +313,7 @@ move_in (struct ma_local *local, void *p, size_t size)
       memcpy (q, p, size < before ? size : before);
     }
   ma_wipe_inline (p, before);
-  if (!is_early (p))
-    next.routine.free (p);
+  next.routine.free (p);
   return q;
 }
 
@@ -302,13 +332,6 @@ realloc (void *p, size_t size)
     }
   if (unlikely (local != NULL))
     return move_in (local, p, size);
-  if (unlikely (is_early (p)))
-    {
-      void *q = malloc (size);
-      if (q)
-        memcpy (q, p, early_size (p) < size ? early_size (p) : size);
-      return q;
-    }
   return next.routine.realloc (p, size);
 }
 
@@ -396,7 +419,7 @@ malloc_usable_size (void *p)
 {
   if (ma_is_ours (p))
     return ma_usable (p);
-  return is_early (p) ? early_size (p) : next.routine.malloc_usable_size (p);
+  return next.routine.malloc_usable_size (p);
 }
 
 MA_EXPORT void free_sized (void *p, size_t size);
