@@ -663,6 +663,9 @@ free_remote (struct ma_unit *unit, unsigned slot, const void *p)
 MA_INLINE void
 push (struct ma_unit *unit, unsigned slot, size_t size, const void *p)
 {
+  /* Computed anew from here on: kept since the check, the words and masks would cost the saving of
+   * six registers. */
+  __asm__ ("" : "+r"(slot));
   struct ma_local *local = unit->local;
   if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
     {
