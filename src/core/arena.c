@@ -7,6 +7,7 @@
 #include "fatal.h"
 #include "large.h"
 #include "options.h"
+#include "wipe.h"
 
 __thread struct ma_local *ma_active __attribute__ ((tls_model ("initial-exec")));
 __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
@@ -58,10 +59,29 @@ init (void)
   return refused;
 }
 
+/* The stack of a thread that was in an arena goes to the next thread, or lies in the C library's
+ * cache: neither is a place for what its calls left there. By the thread, at its end. */
+static __attribute__ ((noinline)) void
+wipe_own_stack (void)
+{
+  enum
+  {
+    NEAR = 16384 /* below here, where this and what it calls have their frames */
+  };
+  char *here = __builtin_frame_address (0);
+  size_t room = ma_stack_room (here, SIZE_MAX);
+  char *end = (char *)((uintptr_t)here & ~(MA_PAGE - 1)) - NEAR;
+  char *low = (char *)os_round_up ((uintptr_t)here - room, MA_PAGE);
+  if (room > 2 * NEAR && low < end)
+    os_wipe_present (low, (size_t)(end - low));
+  ma_scrub_stack (room < 2 * NEAR ? room : 2 * NEAR);
+}
+
 static void
 end_thread (void *data)
 {
   struct ma_thread *thread = data;
+  wipe_own_stack ();
   ma_active = NULL;
   ma_self = NULL;
   pthread_mutex_lock (&table_lock);
@@ -117,20 +137,27 @@ this_thread (void)
 }
 
 static void
-find_stack (char **low, char **end)
+find_stack (const struct ma_thread *thread, char **low, char **end)
 {
   pthread_attr_t attributes;
   void *stack;
   size_t size;
+  struct ma_local *before = ma_active;
   *low = *end = NULL;
-  if (pthread_getattr_np (pthread_self (), &attributes) != 0)
-    return;
-  if (pthread_attr_getstack (&attributes, &stack, &size) == 0)
+  /* It allocates for a moment, maybe the only time in this thread: the C library would make the
+   * thread a heap of its own for that. */
+  for (unsigned i = 0; thread != NULL && i < MA_ARENAS && ma_active == NULL; i++)
+    ma_active = thread->locals[i];
+  if (pthread_getattr_np (pthread_self (), &attributes) == 0)
     {
-      *low = stack;
-      *end = *low + size;
+      if (pthread_attr_getstack (&attributes, &stack, &size) == 0)
+        {
+          *low = stack;
+          *end = *low + size;
+        }
+      pthread_attr_destroy (&attributes);
     }
-  pthread_attr_destroy (&attributes);
+  ma_active = before;
 }
 
 size_t
@@ -151,7 +178,7 @@ ma_stack_room (const char *p, size_t bytes)
   else
     {
       int saved = errno;
-      find_stack (&low, &end);
+      find_stack (thread, &low, &end);
       errno = saved;
       if (thread != NULL)
         {

@@ -1,4 +1,4 @@
-/* interpose.c - the malloc family: the only file with the C library's names.
+/* interpose.c - the malloc family, and pthread_create: the only file with the C library's names.
  *
  * Allocation: with no arena active, a tail call of the next implementation in the link map.
  * Everything that takes a block goes by its address. The binding (malloc_arena_call_...) is here as
@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -444,6 +445,64 @@ MA_EXPORT int
 malloc_trim (size_t pad)
 {
   return ma_arena_trim () | (next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0);
+}
+
+/* ---- threads ---- */
+
+struct start
+{
+  void *(*routine) (void *);
+  void *argument;
+  malloc_arena *arena;
+};
+
+static void *
+start_inside (void *data)
+{
+  struct start start = *(struct start *)data;
+  ma_block_free (data);
+  ma_arena_enter (start.arena);
+  /* No leave: it is for the thread's life, which may end in pthread_exit. */
+  return start.routine (start.argument);
+}
+
+/* Option `inherit`: a thread that is started with an arena active has it active for its life. What a
+ * library hands to a worker of its own is what the caller wanted in the arena. */
+MA_EXPORT int
+pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*routine) (void *),
+                void *argument)
+{
+  static _Atomic (void *) real_create;
+  int (*create) (pthread_t *, const pthread_attr_t *, void *(*) (void *), void *);
+  void *found = atomic_load_explicit (&real_create, memory_order_relaxed);
+  if (unlikely (found == NULL))
+    {
+      found = dlsym (RTLD_NEXT, "pthread_create");
+      if (found == NULL)
+        return EAGAIN;
+      atomic_store_explicit (&real_create, found, memory_order_relaxed);
+    }
+  *(void **)&create = found;
+  struct ma_local *local = ma_active;
+  if (likely (local == NULL))
+    return create (thread, attributes, routine, argument);
+  struct start *start = NULL;
+  if (ma_options ()->inherit == MA_INHERIT)
+    {
+      start = ma_block_alloc (local, sizeof *start);
+      if (start == NULL)
+        return EAGAIN;
+      *start = (struct start){ routine, argument, local->arena };
+      routine = start_inside;
+      argument = start;
+    }
+  /* The thread's own tables outlive it, with its stack. */
+  ma_arena_enter (NULL);
+  int refused = create (thread, attributes, routine, argument);
+  ma_arena_leave (NULL);
+  if (refused && start)
+    ma_block_free (start);
+  return refused;
 }
 
 /* ---- malloc_arena (arena, routine, ...) ---- */

@@ -22,7 +22,8 @@ enum
 };
 enum
 {
-  MA_ON = 1, /* of verify */
+  MA_ON = 1,      /* of verify */
+  MA_INHERIT = 2, /* of inherit */
   MA_VERBOSE = 2
 };
 

@@ -60,6 +60,9 @@ void os_populate (void *p, size_t size);
 /* Pages back to the kernel; they read as zero at the next touch. Locked ranges stay locked. */
 int os_discard (void *p, size_t size, int locked);
 
+/* Zeroes those pages of the range that are present; there is nothing in the others. */
+void os_wipe_present (void *p, size_t size);
+
 int os_exclude_from_dump (void *p, size_t size);
 int os_include_in_dump (void *p, size_t size);
 

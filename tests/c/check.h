@@ -81,8 +81,8 @@ check_fail (const char *file, int line, const char *format, ...)
     {                                                                                              \
       long long check_have = (long long)(have), check_want = (long long)(want);                    \
       if (check_have != check_want)                                                                \
-        check_fail (__FILE__, __LINE__, "%s is %lld, not %lld (%s)", #have, check_have, check_want, \
-                    #want);                                                                        \
+        check_fail (__FILE__, __LINE__, "%s is %lld, not %lld (%s)", #have, check_have,            \
+                    check_want, #want);                                                            \
     }                                                                                              \
   while (0)
 
@@ -255,9 +255,9 @@ check_status (const char *key)
  * reach further than what is in use: what must be protected is the pages that are present. */
 struct check_region
 {
-  size_t held, present, locked; /* bytes, guards not counted */
+  size_t held, present, locked;                       /* bytes, guards not counted */
   bool all_locked, all_undumped, all_wiped, all_kept; /* of the pages present */
-  bool sees_guards; /* or there are none */
+  bool sees_guards;                                   /* or there are none */
   int pagemap;
 };
 
@@ -442,12 +442,17 @@ check_wait (pid_t pid, int stderr_fd)
     {
       for (ssize_t got;
            n + 1 < sizeof outcome.text
-           && (got = read (stderr_fd, outcome.text + n, sizeof outcome.text - 1 - n)) > 0;)
-        n += (size_t)got;
+           && ((got = read (stderr_fd, outcome.text + n, sizeof outcome.text - 1 - n)) > 0
+               || (got == -1 && errno == EINTR));)
+        n += got > 0 ? (size_t)got : 0;
       close (stderr_fd);
     }
   int status;
-  CHECK_EQUAL (waitpid (pid, &status, 0), pid);
+  pid_t ended;
+  do /* a fuzzer's timer interrupts */
+    ended = waitpid (pid, &status, 0);
+  while (ended == -1 && errno == EINTR);
+  CHECK_EQUAL (ended, pid);
   if (WIFEXITED (status))
     outcome.exit_code = WEXITSTATUS (status);
   else

@@ -4,7 +4,6 @@
  */
 #include "crime.h"
 
-
 int
 main (int argc, char **argv)
 {

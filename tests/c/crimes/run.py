@@ -30,7 +30,9 @@ def pattern_of(line: str, variant: str, address: str) -> re.Pattern[str]:
     return re.compile(text.replace("PATH", r"\S*").replace("ADDR", re.escape(address)) + r"\n")
 
 
-def verdict(program: str, variant: str, step: str, line: str, settings: dict[str, str]) -> str | None:
+def verdict(
+    program: str, variant: str, step: str, line: str, settings: dict[str, str]
+) -> str | None:
     """What is wrong; None: the crime was caught as expected."""
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     run = subprocess.run(

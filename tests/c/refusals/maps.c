@@ -4,7 +4,6 @@
 
 #include <sys/mman.h>
 
-
 static char *hoard;
 static size_t hoarded;
 
@@ -27,7 +26,10 @@ use_up (void)
     ;
 }
 
-enum { COUNT = 800 };
+enum
+{
+  COUNT = 800
+};
 static char *blocks[COUNT];
 static size_t sizes[COUNT];
 

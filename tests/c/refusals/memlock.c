@@ -2,7 +2,11 @@
  * `prefer` goes on unlocked, says so once, and the receipt tells; `require` fails. */
 #include "check.h"
 
-enum { FILL = 1 << 20, ENOUGH = 8 << 20 };
+enum
+{
+  FILL = 1 << 20,
+  ENOUGH = 8 << 20
+};
 
 /* About 1 MiB of pages, in blocks of SIZE; how much of it was to be had. */
 static size_t
@@ -110,8 +114,8 @@ main (int argc, char **argv)
                           && strstr (outcome.text, "memlock") != NULL)))
                 continue;
               wrong++;
-              dprintf (STDERR_FILENO, "kind, policy, limit %s: exit %d, signal %d, said: %s\n", mode,
-                       outcome.exit_code, outcome.signal, outcome.text);
+              dprintf (STDERR_FILENO, "kind, policy, limit %s: exit %d, signal %d, said: %s\n",
+                       mode, outcome.exit_code, outcome.signal, outcome.text);
             }
       return wrong != 0;
     }

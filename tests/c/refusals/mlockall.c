@@ -3,7 +3,6 @@
 
 #include <sys/mman.h>
 
-
 int
 main (void)
 {

@@ -7,7 +7,6 @@
 #include <seccomp.h>
 #include <sys/mman.h>
 
-
 #define ADVICE_DONTNEED_LOCKED 24
 #define ADVICE_GUARD_INSTALL 102
 

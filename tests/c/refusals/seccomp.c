@@ -8,8 +8,8 @@ static struct refusal
 {
   const char *name;
   int call, advice;
-  unsigned lost;      /* the property that cannot be had then */
-  unsigned fork;      /* policy */
+  unsigned lost; /* the property that cannot be had then */
+  unsigned fork; /* policy */
 } refusals[] = {
   { "mlock2", SCMP_SYS (mlock2), -1, MALLOC_ARENA_LOCKED, 0 },
   { "dontdump", SCMP_SYS (madvise), MADV_DONTDUMP, MALLOC_ARENA_UNDUMPED, 0 },

@@ -2,7 +2,11 @@
  * of them to the next. Nothing grows. */
 #include "check.h"
 
-enum { THREADS = 100000, AT_ONCE = 20 };
+enum
+{
+  THREADS = 100000,
+  AT_ONCE = 20
+};
 
 static malloc_arena *secure, *isolated;
 static char *_Atomic left[64];
@@ -60,8 +64,8 @@ main (void)
   CHECK_EQUAL (check_stats (isolated).live_blocks, 0);
   size_t end_size = check_status ("VmSize"), end_resident = check_status ("VmRSS");
   size_t end_mapped = check_stats (secure).mapped_bytes;
-  dprintf (STDOUT_FILENO, "VmSize %zu -> %zu, VmRSS %zu -> %zu, mapped %zu -> %zu\n", size, end_size,
-           resident, end_resident, mapped, end_mapped);
+  dprintf (STDOUT_FILENO, "VmSize %zu -> %zu, VmRSS %zu -> %zu, mapped %zu -> %zu\n", size,
+           end_size, resident, end_resident, mapped, end_mapped);
   CHECK (end_size <= size + ((size_t)8 << 20));
   CHECK (end_resident <= resident + ((size_t)4 << 20));
   CHECK (end_mapped <= mapped + ((size_t)1 << 20));

@@ -5,7 +5,13 @@
 #include <malloc.h>
 #include <time.h>
 
-enum { THREADS = 6, SLOTS = 512, SHARED = 256, ARENAS = 5 };
+enum
+{
+  THREADS = 6,
+  SLOTS = 512,
+  SHARED = 256,
+  ARENAS = 5
+};
 
 struct block
 {
@@ -41,8 +47,9 @@ some_size (uint64_t *state)
 static void
 verify (const struct block *b)
 {
-  if (b->size != 0 && (b->p[0] != b->byte || b->p[b->size - 1] != b->byte
-                       || b->p[b->size / 2] != b->byte || b->p[b->size / 3] != b->byte))
+  if (b->size != 0
+      && (b->p[0] != b->byte || b->p[b->size - 1] != b->byte || b->p[b->size / 2] != b->byte
+          || b->p[b->size / 3] != b->byte))
     CHECK_FAIL ("seed %llu: block %p of %zu bytes is not as it was written",
                 (unsigned long long)seed, (void *)b->p, b->size);
 }
@@ -78,8 +85,7 @@ make (struct block *b, uint64_t *state)
           break;
         }
       /* fall through */
-    default:
-      b->p = malloc (b->size);
+    default: b->p = malloc (b->size);
     }
   malloc_arena_leave (arena);
   CHECK (b->p != NULL && malloc_arena_of (b->p) == arena);
@@ -175,7 +181,8 @@ main (int argc, char **argv)
 {
   seed = argc > 1 ? strtoull (argv[1], NULL, 10) : 1;
   long seconds = argc > 2 ? atol (argv[2]) : 8;
-  struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_SECURE, .name = "kept" };
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .name = "kept" };
   options.fork = MALLOC_ARENA_FORK_KEEP;
   arenas[0] = malloc_arena_get (HEAP_SECURE);
   arenas[1] = malloc_arena_get (HEAP_SECURE | HEAP_ISOLATED);
@@ -202,8 +209,8 @@ main (int argc, char **argv)
           struct check_outcome outcome
               = check_child (child, (void *)(uintptr_t)(next (&state) >> 8));
           if (outcome.exit_code != 0)
-            CHECK_FAIL ("seed %llu: child %u: exit %d, signal %d", (unsigned long long)seed, children,
-                        outcome.exit_code, outcome.signal);
+            CHECK_FAIL ("seed %llu: child %u: exit %d, signal %d", (unsigned long long)seed,
+                        children, outcome.exit_code, outcome.signal);
         }
       stop = true;
       for (unsigned t = 0; t < THREADS; t++)

@@ -29,8 +29,13 @@ handles (void)
   pthread_join (thread, &there);
   CHECK (there == secure);
 
-  static const unsigned bad[] = { HEAP_ISOLATED, HEAP_SECRETMEM, HEAP_ISOLATED | HEAP_SECRETMEM, 16,
-                                  HEAP_SECURE | 32, 1u << 31, ~0u };
+  static const unsigned bad[] = { HEAP_ISOLATED,
+                                  HEAP_SECRETMEM,
+                                  HEAP_ISOLATED | HEAP_SECRETMEM,
+                                  16,
+                                  HEAP_SECURE | 32,
+                                  1u << 31,
+                                  ~0u };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
     {
       errno = 0;
@@ -200,7 +205,8 @@ allocate_here (void *unused)
 static void
 nesting (void)
 {
-  malloc_arena *secure = malloc_arena_get (HEAP_SECURE), *ordinary = malloc_arena_get (HEAP_DEFAULT);
+  malloc_arena *secure = malloc_arena_get (HEAP_SECURE),
+               *ordinary = malloc_arena_get (HEAP_DEFAULT);
   CHECK (ma_active_arena () == NULL);
   malloc_arena_enter (secure);
   void *a = malloc (10);

@@ -4,7 +4,8 @@
 
 #include "check.h"
 
-#define SYMBOL(type, name, ...) type (*name) __VA_ARGS__ = (type (*) __VA_ARGS__)dlsym (library, "malloc_arena_" #name)
+#define SYMBOL(type, name, ...)                                                                    \
+  type (*name) __VA_ARGS__ = (type (*) __VA_ARGS__)dlsym (library, "malloc_arena_" #name)
 
 static void *library;
 
@@ -35,7 +36,7 @@ main (int argc, char **argv)
   free (before);
 
   /* The library's own routines route both kinds of block. */
-  void *(*their_malloc) (size_t) = (void *(*)(size_t))dlsym (library, "malloc");
+  void *(*their_malloc) (size_t) = (void *(*) (size_t))dlsym (library, "malloc");
   void (*their_free) (void *) = (void (*) (void *))dlsym (library, "free");
   CHECK (their_malloc != NULL && their_malloc != malloc);
   enter (secure);

@@ -43,10 +43,11 @@ release (void *p)
     }                                                                                              \
   while (0)
 
-static const size_t sizes[] = { 1,    7,    8,    15,   16,    17,    24,    31,     32,     33,  48,
-                                63,   64,   65,   100,  127,   128,   255,   256,    500,    512, 1000,
-                                1024, 1500, 2032, 2047, 2048,  2049,  3000,  4080,   4095,   4096,
-                                4097, 8192, 9999, 16384, 65536, 70000, 131072, 1 << 20, 3 << 20 };
+static const size_t sizes[]
+    = { 1,    7,    8,     15,    16,    17,     24,      31,     32,   33,   48,
+        63,   64,   65,    100,   127,   128,    255,     256,    500,  512,  1000,
+        1024, 1500, 2032,  2047,  2048,  2049,   3000,    4080,   4095, 4096, 4097,
+        8192, 9999, 16384, 65536, 70000, 131072, 1 << 20, 3 << 20 };
 #define SIZES (sizeof sizes / sizeof *sizes)
 
 static void
@@ -290,8 +291,7 @@ controls (void)
 int
 main (void)
 {
-  const unsigned kinds[]
-      = { HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED, HEAP_DEFAULT };
+  const unsigned kinds[] = { HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED, HEAP_DEFAULT };
   for (int pass = -1; pass < 4; pass++)
     {
       if (pass >= 0)

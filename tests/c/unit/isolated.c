@@ -4,7 +4,6 @@
 
 #include <malloc.h>
 
-
 static void
 guarded (char *p, size_t size, size_t alignment)
 {
@@ -111,7 +110,10 @@ main (void)
   CHECK_EQUAL (malloc_arena_delete (low), 0);
 
   /* Many at once: guards cost no mapping each, or the 65,530 of a process would end at 20,000. */
-  enum { MANY = 20000 };
+  enum
+  {
+    MANY = 20000
+  };
   static char *many[MANY];
   for (size_t i = 0; i < MANY; i++)
     {

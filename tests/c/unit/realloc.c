@@ -25,8 +25,7 @@ stays (malloc_arena *home, malloc_arena *active)
       CHECK (check_all (p, 0x77, common));
       /* Unless it has only moved a little, in the same page. */
       size_t apart = (uintptr_t)p > old ? (uintptr_t)p - old : old - (uintptr_t)p;
-      if (apart > size + sizes[i] + 16 && home != ordinary
-          && check_touch ((void *)old, false) == 0)
+      if (apart > size + sizes[i] + 16 && home != ordinary && check_touch ((void *)old, false) == 0)
         CHECK (check_all ((void *)old, 0, size));
       memset (p, 0x77, sizes[i]);
       size = sizes[i];
@@ -36,19 +35,28 @@ stays (malloc_arena *home, malloc_arena *active)
   malloc_arena_leave (active);
 }
 
-/* What is cut off by shrinking in place goes too: grown again, it reads as zero or is the canary. */
+/* What is cut off by shrinking in place goes too: the place reads as zeros or canary. */
 static void
 shrinks (malloc_arena *home)
 {
-  char *p = malloc_arena (home, malloc, 200);
-  memset (p, 0x77, 200);
-  p = realloc (p, 190);
-  CHECK (p != NULL && check_all (p, 0x77, 190));
-  p = realloc (p, 200);
-  CHECK (p != NULL && check_all (p, 0x77, 190));
-  for (size_t i = 191; i < 200; i++)
-    CHECK (p[i] != 0x77 || p[i - 1] != 0x77);
-  free (p);
+  for (size_t size = 1900; size > 40; size -= 60)
+    for (size_t less = size - 1; less > size / 2; less -= 7)
+      {
+        char *p = malloc_arena (home, malloc, size);
+        memset (p, 0x77, size);
+        uintptr_t place = (uintptr_t)p;
+        p = realloc (p, less);
+        CHECK (p != NULL && check_all (p, 0x77, less));
+        if ((uintptr_t)p == place)
+          {
+            const char *cut = check_hide (p + less);
+            unsigned left = 0;
+            for (size_t i = 0; i < size - less; i++)
+              left += cut[i] == 0x77;
+            CHECK (left <= (size - less) / 8 + 1); /* a canary may have that byte in each word */
+          }
+        free (p);
+      }
 }
 
 /* An outside block that is grown while an arena is active moves in; its old place is wiped. */

@@ -4,7 +4,6 @@
 
 #include <sys/mman.h>
 
-
 struct totals
 {
   size_t locked, reserved;

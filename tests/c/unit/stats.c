@@ -48,7 +48,11 @@ step_by_step (unsigned kind)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
-enum { THREADS = 8, BLOCKS = 400 };
+enum
+{
+  THREADS = 8,
+  BLOCKS = 400
+};
 static void *blocks[THREADS][BLOCKS];
 static pthread_barrier_t barrier;
 

@@ -7,7 +7,10 @@
 
 static malloc_arena *arena;
 
-enum { COUNT = 2000 };
+enum
+{
+  COUNT = 2000
+};
 static char *_Atomic mailbox[COUNT];
 
 static void *

@@ -81,14 +81,18 @@ static size_t
 pages_with (const char *needle, size_t size)
 {
   struct search search = { needle, size, 0 };
-  check_mappings (check_bounds ().base, check_bounds ().base + check_bounds ().size, search_mapping, &search);
+  check_mappings (check_bounds ().base, check_bounds ().base + check_bounds ().size, search_mapping,
+                  &search);
   return search.found;
 }
 
 static void
 nothing_left (void)
 {
-  enum { COUNT = 3000 };
+  enum
+  {
+    COUNT = 3000
+  };
   static char *blocks[COUNT];
   for (size_t i = 0; i < COUNT; i++)
     {
