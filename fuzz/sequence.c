@@ -1,8 +1,9 @@
 /* sequence.c - a fuzzer of the whole interface: each input is a sequence of calls in all kinds of
  * arenas and in several threads, held against a model of what must be so.
  *
- * With libFuzzer (clang): meson setup -Dtests=true builds tests/c/fuzz_sequence; run it on
- * fuzz/corpus. In the ordinary test run fuzz/replay.c plays the corpus, and some random sequences.
+ * With libFuzzer: CC=clang meson setup build -Dpython=false -Dtests=true builds, where clang can,
+ * tests/c/fuzz_sequence, the library inside it; run it on a directory, with fuzz/corpus as seeds. In
+ * the ordinary test run fuzz/replay.c plays the corpus, and some random sequences.
  */
 #include "check.h"
 
@@ -269,8 +270,8 @@ in_child (void)
       struct block *b = &blocks[i];
       if (b->p == NULL)
         continue;
-      bool is_wiped = b->arena >= 0
-                      && check_receipt (arenas[b->arena]).obtained & MALLOC_ARENA_FORK_WIPED;
+      bool is_wiped
+          = b->arena >= 0 && check_receipt (arenas[b->arena]).obtained & MALLOC_ARENA_FORK_WIPED;
       if (is_wiped)
         b->byte = 0;
       verify (b);
@@ -339,13 +340,20 @@ static struct worker
   unsigned calls; /* 0: end */
 } workers[WORKERS];
 
+static void
+wait_for (sem_t *semaphore)
+{
+  while (sem_wait (semaphore) == -1)
+    CHECK_EQUAL (errno, EINTR); /* the fuzzer's timer */
+}
+
 static void *
 work (void *data)
 {
   struct worker *worker = data;
   for (;;)
     {
-      sem_wait (&worker->begin);
+      wait_for (&worker->begin);
       if (worker->calls == 0)
         return NULL;
       for (unsigned i = 0; i < worker->calls && input.at < input.end; i++)
@@ -404,7 +412,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
         {
           workers[who].calls = calls;
           sem_post (&workers[who].begin);
-          sem_wait (&workers[who].done);
+          wait_for (&workers[who].done);
         }
       else if (who == WORKERS)
         for (unsigned i = 0; i < calls && input.at < input.end; i++)

@@ -460,8 +460,8 @@ check_wait (pid_t pid, int stderr_fd)
   return outcome;
 }
 
-/* Runs this program again with ARGUMENT, after SETTING up the child if given ("KEY=VALUE" strings of
- * ENVIRONMENT are added, up to a NULL). */
+/* Runs this program again with ARGUMENT, and with the "KEY=VALUE" strings of ENVIRONMENT, up to a
+ * NULL, added. */
 static inline struct check_outcome
 check_again (const char *argument, const char *const *environment)
 {
