@@ -88,7 +88,7 @@ malloc_arena_get (unsigned kind)
   int refused = complete (&options);
   if (refused)
     return fail (refused);
-  arena = ma_arena_new (&options, 0);
+  arena = ma_arena_new (&options, MA_FOR_PROCESS);
   if (arena == NULL)
     return NULL;
   /* No lock, which a fork could leave held: of two that come first, one takes its own back. */
@@ -112,13 +112,13 @@ malloc_arena_new (const struct malloc_arena_options *given)
     return fail (EINVAL);
   memcpy (&options, given, given->size);
   int refused = complete (&options);
-  return refused ? fail (refused) : ma_arena_new (&options, 1);
+  return refused ? fail (refused) : ma_arena_new (&options, MA_OWN);
 }
 
 MA_EXPORT int
 malloc_arena_delete (malloc_arena *arena)
 {
-  if (arena == NULL || arena->magic != MA_MAGIC || !arena->is_own)
+  if (arena == NULL || arena->magic != MA_MAGIC || arena->use != MA_OWN)
     {
       errno = EINVAL;
       return -1;
@@ -206,7 +206,7 @@ ma_default_arena (void)
     .kind = active == MA_ACTIVE_SECURE ? HEAP_SECURE : HEAP_DEFAULT,
     .fork = MALLOC_ARENA_FORK_KEEP,
   };
-  arena = complete (&options) == 0 ? ma_arena_new (&options, 0) : NULL;
+  arena = complete (&options) == 0 ? ma_arena_new (&options, MA_FOR_ALL) : NULL;
   malloc_arena *first = NULL;
   if (arena != NULL && !atomic_compare_exchange_strong (&made, &first, arena))
     {

@@ -42,21 +42,13 @@ static void after_fork (void);
 static void in_child (void);
 static void end_thread (void *data);
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
 static void
 init_once (void)
 {
   pthread_key_create (&at_thread_exit, end_thread);
   pthread_atfork (before_fork, after_fork, in_child);
-}
-
-static int
-init (void)
-{
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  int refused = ma_region_init ();
-  if (refused == 0)
-    pthread_once (&once, init_once);
-  return refused;
 }
 
 /* The stack of a thread that was in an arena goes to the next thread, or lies in the C library's
@@ -110,8 +102,7 @@ this_thread (void)
   struct ma_thread *thread = ma_self;
   if (likely (thread != NULL))
     return thread;
-  if (init ())
-    return NULL;
+  pthread_once (&once, init_once);
   pthread_mutex_lock (&table_lock);
   thread = unused_threads;
   if (thread)
@@ -580,9 +571,9 @@ is_refused (malloc_arena *arena, unsigned properties, int error)
 }
 
 malloc_arena *
-ma_arena_new (const struct malloc_arena_options *options, int is_own)
+ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
 {
-  int refused = init ();
+  int refused = ma_region_init ();
   if (refused)
     {
       errno = refused;
@@ -605,7 +596,7 @@ ma_arena_new (const struct malloc_arena_options *options, int is_own)
       arena->is_isolated = (options->kind & HEAP_ISOLATED) != 0;
       arena->is_secretmem = (options->kind & HEAP_SECRETMEM) != 0;
       arena->is_verified = arena->is_secure && ma_options ()->verify == MA_ON;
-      arena->is_own = is_own;
+      arena->use = use;
       arena->limit = options->limit;
       arena->threshold = arena->is_isolated ? 0 : options->isolate_threshold;
       if (arena->threshold > MA_DENSE_MOST + 1)

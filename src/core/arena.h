@@ -34,7 +34,7 @@ struct ma_thread
 };
 
 /* Makes an arena with options that are checked and complete; NULL with errno. */
-malloc_arena *ma_arena_new (const struct malloc_arena_options *options, int is_own);
+malloc_arena *ma_arena_new (const struct malloc_arena_options *options, enum ma_use use);
 /* 0, or -1 with EBUSY. */
 int ma_arena_delete (malloc_arena *arena);
 /* Aborts unless ARENA is the handle of a live arena. */

@@ -94,11 +94,15 @@ warn_unlocked (malloc_arena *arena, int error)
     return;
   char limit[24];
   size_t bytes = os_lock_limit ();
-  ma_warn ("lock refused: arena \"", arena->name, "\" goes on with memory that can be swapped (",
+  int is_required = arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE;
+  ma_warn ("lock refused: arena \"", arena->name,
+           is_required ? "\" gets no more memory ("
+                       : "\" goes on with memory that can be swapped (",
            errno_name (error), "; the memlock limit is ",
            bytes == SIZE_MAX ? "unlimited" : ma_decimal (limit, bytes),
            bytes == SIZE_MAX ? "" : " bytes", "): raise it with ulimit -l, LimitMEMLOCK= or",
-           " docker --ulimit memlock, or set lock=require to fail instead", NULL);
+           " docker --ulimit memlock, or set ",
+           is_required ? "lock=prefer to go on unlocked" : "lock=require to fail instead", NULL);
 }
 
 int
@@ -156,10 +160,11 @@ int
 ma_heap_unlockable (malloc_arena *arena, int refused)
 {
   ma_heap_refused (arena, MALLOC_ARENA_LOCKED, refused);
-  if (arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE)
-    return EPERM;
-  warn_unlocked (arena, refused);
-  return 0;
+  int is_required = arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE;
+  /* Who asked for the arena is told by errno; a program that knows nothing of arenas is not. */
+  if (!is_required || arena->use == MA_FOR_ALL)
+    warn_unlocked (arena, refused);
+  return is_required ? EPERM : 0;
 }
 
 int

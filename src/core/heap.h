@@ -22,6 +22,13 @@ enum
 
 #define MA_MAGIC 0x616e6572614d614d /* of a live arena */
 
+enum ma_use
+{
+  MA_FOR_PROCESS, /* malloc_arena_get */
+  MA_OWN,         /* malloc_arena_new */
+  MA_FOR_ALL      /* option `active`: every allocation of the program */
+};
+
 struct malloc_arena
 {
   uint64_t magic;
@@ -33,7 +40,7 @@ struct malloc_arena
   int is_isolated;
   int is_secretmem;
   int is_verified;
-  int is_own; /* made by malloc_arena_new */
+  enum ma_use use;
   size_t limit;
   size_t threshold; /* requests from this size up are large */
   size_t heap_units;
@@ -91,7 +98,7 @@ void ma_heap_refund (malloc_arena *arena, size_t bytes);
 int ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state);
 /* Locks memory that is opened, where the arena wants it. *LOCKED tells whether it is; 0, or the errno
  * of the kernel's refusal. The caller may give something back and try again before it accepts that
- * with ma_heap_unlockable: 0, go on unlocked (noted, and said once), or EPERM under `require`. */
+ * with ma_heap_unlockable (noted, and said once where that is due): 0, go on unlocked, or EPERM under `require`. */
 int ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *locked);
 int ma_heap_unlockable (malloc_arena *arena, int refused);
 /* In a forked child, where nobody can be told: refused is said and noted whatever the policy.

@@ -215,7 +215,13 @@ ma_pool (size_t size)
   void *p = NULL;
   size = os_round_up (size, 128); /* two cache lines: what threads write must not share any */
   pthread_mutex_lock (&lock);
-  if (size <= pool_left)
+  /* A thread may enter the ordinary malloc before there is any arena. */
+  if (ma_sealed.region.size == 0)
+    {
+      if (os_map (os_round_up (size, MA_PAGE), &p))
+        p = NULL;
+    }
+  else if (size <= pool_left)
     {
       p = pool;
       pool += size;
