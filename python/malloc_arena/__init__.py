@@ -17,6 +17,7 @@ from ._core import (
     HEAP_TAGGED,
     SecretBuffer,
     __version__,
+    _outside,
     region,
 )
 from .arena import Arena, get
@@ -24,9 +25,8 @@ from .errors import ArenaError, ArenaUnavailable, HooksLost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from . import audit
+    from . import audit, sources
+    from .secret import Secret
 
 __all__ = [
     "HEAP_DEFAULT",
@@ -38,17 +38,26 @@ __all__ = [
     "ArenaError",
     "ArenaUnavailable",
     "HooksLost",
+    "Secret",
     "SecretBuffer",
     "__version__",
     "audit",
     "get",
     "region",
+    "sources",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name == "audit":  # loaded by those who use it
-        import importlib
+def __getattr__(name: str) -> object:
+    if name not in ("Secret", "audit", "sources"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Loaded by those who use it, and not into an arena, if that is in a scope.
+    return _outside(_load, name)
 
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def _load(name: str) -> object:
+    import importlib
+
+    module = importlib.import_module(f"{__name__}.{name.lower()}")
+    globals()[name] = getattr(module, name, module)
+    return globals()[name]

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Final, Literal, ParamSpec, Self, TypeVar, final, overload
 
@@ -13,6 +13,19 @@ HEAP_SECRETMEM: Final = 8
 __version__: Final[str]
 
 def region() -> tuple[int, int]: ...
+def _outside(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T: ...
+def _inherit(function: Callable[_P, _T], /) -> Callable[_P, _T]: ...
+def _equal(a: object, b: object, /) -> bool: ...
+def _take_environment(
+    name: bytes,
+    environb: MutableMapping[bytes, bytes],
+    arena: Arena | None,
+    start: int,
+    end: int,
+    /,
+) -> SecretBuffer | None: ...
+def _numpy_handler(capsule: object, /) -> int | None: ...
+def _hook_numpy(address: int, /) -> None: ...
 
 class Arena:
     def __new__(

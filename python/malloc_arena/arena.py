@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
     from typing import Any, ParamSpec, TypeVar, overload
 
+    from .escapes import Escape
     from .receipt import Receipt, Stats
 
     P = ParamSpec("P")
@@ -86,18 +87,11 @@ class Arena(_core.Arena):
         return Scope(self, sweep)
 
     def sweep(self) -> None:
-        """Empties the places where CPython itself keeps dead or cached values: the free lists (by a
-        full collection), the type cache, compiled regular expressions, parsed URLs, sys.last_*."""
-        import gc
-
-        for name in ("last_exc", "last_type", "last_value", "last_traceback"):
-            if hasattr(sys, name):
-                delattr(sys, name)
-        for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
-            if module in sys.modules:
-                getattr(sys.modules[module], name)()
-        sys._clear_type_cache()
-        gc.collect()
+        """Empties the places where CPython and its library keep dead or cached values: free lists
+        and garbage (by a full collection, which is nearly all of the time it takes), compiled
+        regular expressions, parsed URLs, what functools.lru_cache keeps of arenas, the type cache,
+        lines of source, warnings, sys.last_*."""
+        _core._outside(_sweep)
 
     def buffer(self, size: int) -> _core.SecretBuffer:
         """Zeroed bytes of this arena's kind, wiped at close()."""
@@ -115,6 +109,26 @@ class Arena(_core.Arena):
         from .receipt import Stats
 
         return Stats(*self._stats())
+
+    def escapes(self) -> list[Escape]:
+        """The objects that are alive in the arena, the largest first, each with the traceback of
+        where it was made, if tracemalloc was on then. It looks at every object of the process."""
+        return _core._outside(_escapes, self)
+
+
+# Whatever these import must not stay in the arena.
+
+
+def _sweep() -> None:
+    from .sweep import sweep
+
+    sweep()
+
+
+def _escapes(arena: Arena) -> list[Escape]:
+    from .escapes import find
+
+    return find(arena)
 
 
 _shared: dict[int, Arena] = {}

@@ -24,6 +24,32 @@ static _Atomic (malloc_arena *) shared_arenas[KINDS];
 
 /* ---- scopes ---- */
 
+/* `malloc-arena run --sweep`: each outermost scope sweeps. */
+static int sweeps_always;
+
+void
+arena_sweep_always (void)
+{
+  sweeps_always = 1;
+}
+
+/* What goes wrong in it is said, and does not replace what the block ended with. */
+static __attribute__ ((cold, noinline)) void
+sweep (const char *name)
+{
+  static __thread int is_sweeping; /* finalizers that it runs may have scopes of their own */
+  if (is_sweeping)
+    return;
+  is_sweeping = 1;
+  PyObject *module = PyImport_ImportModule ("malloc_arena.sweep");
+  PyObject *result = module != NULL ? PyObject_CallMethod (module, name, NULL) : NULL;
+  if (result == NULL)
+    PyErr_WriteUnraisable (module);
+  Py_XDECREF (result);
+  Py_XDECREF (module);
+  is_sweeping = 0;
+}
+
 static int
 check_open (struct arena_object *self)
 {
@@ -66,70 +92,52 @@ raise_exhausted (malloc_arena *handle)
 }
 
 static int
-enter (struct arena_object *self)
+enter (malloc_arena *handle)
 {
-  if (!HAS_HOOKS)
+  if (unlikely (ma_local_of (handle) == NULL))
     {
-      core_unavailable (0, self->kind);
-      return -1;
-    }
-  if (check_open (self) == -1)
-    return -1;
-  if (unlikely (ma_local_of (self->handle) == NULL))
-    {
-      core_unavailable (errno, self->kind);
+      raise_exhausted (handle);
       return -1;
     }
   int is_outermost = ma_depth () == 0;
-  malloc_arena_enter (self->handle);
+  if (is_outermost && unlikely (sweeps_always))
+    sweep ("clear_free_lists");
+  malloc_arena_enter (handle);
   if (!is_outermost)
     return 0;
   pyhooks_clear_refused ();
   enum pyhooks_probe probe = pyhooks_probe ();
   if (likely (probe == PYHOOKS_HOLD))
     return 0;
-  malloc_arena_leave (self->handle);
+  malloc_arena_leave (handle);
   if (probe == PYHOOKS_REFUSED)
-    raise_exhausted (self->handle);
+    raise_exhausted (handle);
   else
     core_error ("HooksLost",
                 "another tool has put back a memory allocator of CPython that it saved before the "
-                "first arena was made, so that nothing would reach arena \"%U\" any more: make the "
+                "first arena was made, so that nothing would reach arena \"%s\" any more: make the "
                 "first arena before that tool starts",
-                self->name);
+                malloc_arena_name (handle));
   return -1;
 }
 
-/* Only what the innermost scope of this thread matches can be left. */
-static int
-leave (struct arena_object *self)
+static void
+leave (malloc_arena *handle)
 {
-  malloc_arena *active = ma_active_arena ();
-  if (unlikely (active != self->handle || active == NULL))
-    {
-      if (active == NULL)
-        core_error ("ArenaError",
-                    "arena \"%U\" is left where it is not active: its scope was entered in another "
-                    "thread, or left before",
-                    self->name);
-      else
-        core_error ("ArenaError",
-                    "arena \"%U\" is left while arena \"%s\", entered after it, is active",
-                    self->name, malloc_arena_name (active));
-      return -1;
-    }
-  malloc_arena_leave (active);
-  if (ma_depth () == 0)
-    malloc_arena_scrub (SCRUB_BYTES);
-  return 0;
+  malloc_arena_leave (handle);
+  if (ma_depth () != 0)
+    return;
+  if (unlikely (sweeps_always))
+    sweep ("sweep");
+  malloc_arena_scrub (SCRUB_BYTES);
 }
 
 /* Gives a bare MemoryError its message, if it is this arena that refused. */
 static void
-explain (struct arena_object *self, PyObject *error)
+explain (malloc_arena *handle, PyObject *error)
 {
   malloc_arena *by = pyhooks_refused ();
-  if (by == NULL || by != self->handle || Py_TYPE (error) != (PyTypeObject *)PyExc_MemoryError)
+  if (by == NULL || by != handle || Py_TYPE (error) != (PyTypeObject *)PyExc_MemoryError)
     return;
   pyhooks_clear_refused ();
   /* Outside, as the arena has nothing left for it. */
@@ -149,22 +157,46 @@ explain (struct arena_object *self, PyObject *error)
   PyErr_Clear ();
 }
 
+static int
+check_enter (struct arena_object *self)
+{
+  if (HAS_HOOKS)
+    return check_open (self);
+  core_unavailable (0, self->kind);
+  return -1;
+}
+
 static PyObject *
 arena_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   struct arena_object *arena = (struct arena_object *)self;
-  if (check_frame () == -1 || enter (arena) == -1)
+  if (check_frame () == -1 || check_enter (arena) == -1 || enter (arena->handle) == -1)
     return NULL;
   return Py_NewRef (self);
 }
 
+/* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that
+ * inherited its scope, the thread's start. */
+static __thread unsigned floor_depth;
+
+/* Only what the innermost scope of this thread matches can be left. */
 static PyObject *
 arena_exit (PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-  if (leave ((struct arena_object *)self) == -1)
-    return NULL;
+  struct arena_object *arena = (struct arena_object *)self;
+  malloc_arena *active = ma_active_arena ();
+  if (unlikely (active == NULL || ma_depth () <= floor_depth))
+    return core_error ("ArenaError",
+                       "arena \"%U\" is left where it is not active: its scope was entered in "
+                       "another thread, or left before",
+                       arena->name);
+  if (unlikely (active != arena->handle))
+    return core_error ("ArenaError",
+                       "arena \"%U\" is left while arena \"%s\", entered after it, is active",
+                       arena->name, malloc_arena_name (active));
+  leave (active);
   if (count >= 2 && args[1] != Py_None)
-    explain ((struct arena_object *)self, args[1]);
+    explain (active, args[1]);
   Py_RETURN_NONE;
 }
 
@@ -196,6 +228,49 @@ put_error (PyObject *error)
 #endif
 }
 
+/* Calls FUNCTION with HANDLE active, NULL: with the ordinary malloc. KEYWORDS is a dictionary, or a
+ * tuple of names as in a vectorcall. */
+static PyObject *
+call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t count,
+         PyObject *keywords)
+{
+  unsigned depth = ma_depth ();
+  if (handle == NULL)
+    malloc_arena_enter (NULL);
+  else if (enter (handle) == -1)
+    return NULL;
+  unsigned floor_before = floor_depth;
+  floor_depth = depth + 1;
+  PyObject *result = keywords != NULL && PyDict_Check (keywords)
+                         ? PyObject_VectorcallDict (function, args, count, keywords)
+                         : PyObject_Vectorcall (function, args, count, keywords);
+  PyObject *error = result == NULL ? take_error () : NULL;
+  floor_depth = floor_before;
+  if (unlikely (ma_depth () != depth + 1 || ma_active_arena () != handle))
+    {
+      /* The callee left a scope open. */
+      while (ma_depth () > depth)
+        malloc_arena_leave (ma_active_arena ());
+      Py_CLEAR (result);
+      Py_XDECREF (error);
+      return core_error (
+          "ArenaError",
+          "the function that arena \"%s\" called has entered a scope without leaving it",
+          handle != NULL ? malloc_arena_name (handle) : "none");
+    }
+  if (handle != NULL)
+    leave (handle);
+  else
+    malloc_arena_leave (NULL);
+  if (error != NULL)
+    {
+      if (handle != NULL)
+        explain (handle, error);
+      put_error (error);
+    }
+  return result;
+}
+
 static PyObject *
 arena_call (PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
@@ -205,39 +280,149 @@ arena_call (PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
       PyErr_SetString (PyExc_TypeError, "call() needs a callable");
       return NULL;
     }
-  unsigned depth = ma_depth ();
-  if (enter (arena) == -1)
+  if (check_enter (arena) == -1)
     return NULL;
-  PyObject *result = PyObject_Vectorcall (args[0], args + 1, (size_t)(count - 1), names);
-  PyObject *error = result == NULL ? take_error () : NULL;
-  if (unlikely (ma_depth () != depth + 1))
-    {
-      /* The callee left a scope open, or closed ours. */
-      while (ma_depth () > depth)
-        malloc_arena_leave (ma_active_arena ());
-      Py_CLEAR (result);
-      Py_XDECREF (error);
-      return core_error (
-          "ArenaError",
-          "the function that arena \"%U\" called has entered a scope without leaving "
-          "it, or left one it did not enter",
-          arena->name);
-    }
-  if (leave (arena) == -1)
-    {
-      Py_CLEAR (result);
-      Py_XDECREF (error);
-      return NULL;
-    }
-  if (error != NULL)
-    {
-      explain (arena, error);
-      put_error (error);
-    }
-  return result;
+  return call_in (arena->handle, args[0], args + 1, (size_t)(count - 1), names);
 }
 
+/* ---- without a scope, and from one thread to another ---- */
+
+PyObject *
+arena_outside (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t count,
+               PyObject *names)
+{
+  if (count < 1)
+    {
+      PyErr_SetString (PyExc_TypeError, "outside() needs a callable");
+      return NULL;
+    }
+  /* Before the first arena there is nothing to be outside of, and nothing is set up for it. */
+  if (ma_region.size == 0 && ma_default_arena () == NULL)
+    return PyObject_Vectorcall (args[0], args + 1, (size_t)(count - 1), names);
+  return call_in (NULL, args[0], args + 1, (size_t)(count - 1), names);
+}
+
+/* A callable that runs in the scope in which it was made, whatever thread calls it. */
+struct inherited_object
+{
+  PyObject ob_base;
+  malloc_arena *handle;
+  void *pin; /* a block of the arena: while it lives, the handle does */
+  PyObject *function;
+};
+
+PyObject *
+arena_inherit (PyObject *module, PyObject *function)
+{
+  malloc_arena *handle = ma_active_arena ();
+  if (likely (handle == NULL))
+    return Py_NewRef (function);
+  PyTypeObject *type = ((struct core_state *)PyModule_GetState (module))->inherited_type;
+  void *pin = ma_alloc (ma_active, 1);
+  if (pin == NULL)
+    {
+      raise_exhausted (handle);
+      return NULL;
+    }
+  struct inherited_object *self = (struct inherited_object *)type->tp_alloc (type, 0);
+  if (self == NULL)
+    {
+      ma_release (pin);
+      return NULL;
+    }
+  self->handle = handle;
+  self->pin = pin;
+  self->function = Py_NewRef (function);
+  return (PyObject *)self;
+}
+
+static PyObject *
+inherited_call (PyObject *self, PyObject *args, PyObject *kwargs)
+{
+  struct inherited_object *inherited = (struct inherited_object *)self;
+  return call_in (inherited->handle, inherited->function, PySequence_Fast_ITEMS (args),
+                  (size_t)PyTuple_GET_SIZE (args), kwargs);
+}
+
+static int
+inherited_traverse (PyObject *self, visitproc visit, void *arg)
+{
+  Py_VISIT (Py_TYPE (self));
+  Py_VISIT (((struct inherited_object *)self)->function);
+  return 0;
+}
+
+static int
+inherited_clear (PyObject *self)
+{
+  Py_CLEAR (((struct inherited_object *)self)->function);
+  return 0;
+}
+
+static void
+inherited_dealloc (PyObject *self)
+{
+  struct inherited_object *inherited = (struct inherited_object *)self;
+  PyTypeObject *type = Py_TYPE (self);
+  PyObject_GC_UnTrack (self);
+  inherited_clear (self);
+  if (inherited->pin != NULL)
+    ma_release (inherited->pin);
+  type->tp_free (self);
+  Py_DECREF (type);
+}
+
+static PyObject *
+inherited_repr (PyObject *self)
+{
+  struct inherited_object *inherited = (struct inherited_object *)self;
+  return PyUnicode_FromFormat ("<%R in arena \"%s\">", inherited->function,
+                               malloc_arena_name (inherited->handle));
+}
+
+static PyMemberDef inherited_members[] = {
+  { "__wrapped__", T_OBJECT, offsetof (struct inherited_object, function), READONLY, NULL },
+  { NULL, 0, 0, 0, NULL },
+};
+
+static PyType_Slot inherited_slots[] = {
+  { Py_tp_dealloc, inherited_dealloc },
+  { Py_tp_traverse, inherited_traverse },
+  { Py_tp_clear, inherited_clear },
+  { Py_tp_call, inherited_call },
+  { Py_tp_repr, inherited_repr },
+  { Py_tp_members, inherited_members },
+  { 0, NULL },
+};
+
+PyType_Spec inherited_spec = {
+  .name = "malloc_arena._core._Inherited",
+  .basicsize = sizeof (struct inherited_object),
+  .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
+           | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+  .slots = inherited_slots,
+};
+
 /* ---- the object ---- */
+
+/* Threads of this interpreter inherit scopes from now on, and numpy's data is in them. */
+static int
+follow_threads (PyTypeObject *type)
+{
+  struct core_state *state = core_state_of (type);
+  if (state == NULL)
+    return -1;
+  if (!HAS_HOOKS || likely (state->is_following))
+    return 0;
+  malloc_arena_enter (NULL); /* it lasts */
+  PyObject *module = PyImport_ImportModule ("malloc_arena.threads");
+  PyObject *result = module != NULL ? PyObject_CallMethod (module, "install", NULL) : NULL;
+  state->is_following = result != NULL;
+  Py_XDECREF (result);
+  Py_XDECREF (module);
+  malloc_arena_leave (NULL);
+  return state->is_following ? 0 : -1;
+}
 
 static PyObject *
 wrap (PyTypeObject *type, malloc_arena *handle, unsigned kind, int is_shared)
@@ -249,7 +434,7 @@ wrap (PyTypeObject *type, malloc_arena *handle, unsigned kind, int is_shared)
       self->kind = kind;
       self->is_shared = is_shared;
       self->name = PyUnicode_FromString (malloc_arena_name (handle));
-      if (self->name != NULL && pyhooks_install () == 0)
+      if (self->name != NULL && pyhooks_install () == 0 && follow_threads (type) == 0)
         return (PyObject *)self;
       Py_DECREF (self); /* and the handle with it */
     }
@@ -414,7 +599,17 @@ arena_close (PyObject *self, PyObject *Py_UNUSED (ignored))
     Py_RETURN_NONE;
   if (arena->is_shared)
     return core_error ("ArenaError", "arena \"%U\" is the process's own and stays", arena->name);
-  if (malloc_arena_delete (arena->handle) == 0)
+  int outcome = malloc_arena_delete (arena->handle);
+  if (outcome == -1)
+    {
+      /* Garbage, and headers in CPython's free lists, are not alive. */
+      int was_enabled = PyGC_Enable ();
+      PyGC_Collect ();
+      if (!was_enabled)
+        PyGC_Disable ();
+      outcome = malloc_arena_delete (arena->handle);
+    }
+  if (outcome == 0)
     {
       arena->handle = NULL;
       Py_RETURN_NONE;

@@ -5,7 +5,10 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 #include <structmember.h>
+#include <unistd.h>
 
 struct buffer_object
 {
@@ -27,18 +30,8 @@ struct buffer_object
 #endif
 
 static PyObject *
-buffer_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
+make (PyTypeObject *type, Py_ssize_t size, PyObject *arena)
 {
-  static char *keywords[] = { "size", "arena", NULL };
-  Py_ssize_t size;
-  PyObject *arena = Py_None;
-  if (!PyArg_ParseTupleAndKeywords (args, kwargs, "n|O:SecretBuffer", keywords, &size, &arena))
-    return NULL;
-  if (size < 0)
-    {
-      PyErr_SetString (PyExc_ValueError, "a SecretBuffer cannot have a negative size");
-      return NULL;
-    }
   struct core_state *state = core_state_of (type);
   if (state == NULL)
     return NULL;
@@ -82,6 +75,22 @@ buffer_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
   if (own != NULL && !own->is_shared)
     self->arena = Py_NewRef (arena);
   return (PyObject *)self;
+}
+
+static PyObject *
+buffer_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+  static char *keywords[] = { "size", "arena", NULL };
+  Py_ssize_t size;
+  PyObject *arena = Py_None;
+  if (!PyArg_ParseTupleAndKeywords (args, kwargs, "n|O:SecretBuffer", keywords, &size, &arena))
+    return NULL;
+  if (size < 0)
+    {
+      PyErr_SetString (PyExc_ValueError, "a SecretBuffer cannot have a negative size");
+      return NULL;
+    }
+  return make (type, size, arena);
 }
 
 static void
@@ -191,28 +200,71 @@ buffer_refuse_copy (PyObject *Py_UNUSED (self), PyObject *Py_UNUSED (args))
 }
 
 /* The time depends on the sizes, never on where the bytes differ. */
+static int
+is_equal (const void *a, Py_ssize_t a_size, const void *b, Py_ssize_t b_size)
+{
+  const volatile unsigned char *p = a;
+  const volatile unsigned char *q = b;
+  unsigned char difference = a_size != b_size;
+  for (Py_ssize_t i = 0; i < a_size && a_size == b_size; i++)
+    difference |= p[i] ^ q[i];
+  return difference == 0;
+}
+
+/* 1 or 0, or -1 with an exception. */
+static int
+are_equal (PyObject *a, PyObject *b)
+{
+  Py_buffer view;
+  Py_buffer other;
+  if (PyObject_GetBuffer (a, &view, PyBUF_SIMPLE) == -1)
+    return -1;
+  int equal = PyObject_GetBuffer (b, &other, PyBUF_SIMPLE);
+  if (equal == 0)
+    {
+      equal = is_equal (view.buf, view.len, other.buf, other.len);
+      PyBuffer_Release (&other);
+    }
+  PyBuffer_Release (&view);
+  return equal;
+}
+
 static PyObject *
 buffer_compare (PyObject *self, PyObject *other, int op)
 {
   if ((op != Py_EQ && op != Py_NE) || !PyObject_CheckBuffer (other))
     Py_RETURN_NOTIMPLEMENTED;
-  Py_buffer a;
-  Py_buffer b;
-  if (PyObject_GetBuffer (self, &a, PyBUF_SIMPLE) == -1)
-    return NULL;
-  if (PyObject_GetBuffer (other, &b, PyBUF_SIMPLE) == -1)
+  int equal = are_equal (self, other);
+  return equal == -1 ? NULL : PyBool_FromLong (equal == (op == Py_EQ));
+}
+
+/* Of two texts or two bytes-like objects, as they lie in memory: hmac.compare_digest refuses texts
+ * that are not ASCII, and encoding one would make a copy. */
+PyObject *
+buffer_equal (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t count)
+{
+  if (count != 2)
     {
-      PyBuffer_Release (&a);
+      PyErr_SetString (PyExc_TypeError, "two values are compared");
       return NULL;
     }
-  const volatile unsigned char *p = a.buf;
-  const volatile unsigned char *q = b.buf;
-  unsigned char difference = a.len != b.len;
-  for (Py_ssize_t i = 0; i < a.len && a.len == b.len; i++)
-    difference |= p[i] ^ q[i];
-  PyBuffer_Release (&b);
-  PyBuffer_Release (&a);
-  return PyBool_FromLong ((difference == 0) == (op == Py_EQ));
+  PyObject *a = args[0];
+  PyObject *b = args[1];
+  if (PyObject_CheckBuffer (a) && PyObject_CheckBuffer (b))
+    {
+      int equal = are_equal (a, b);
+      return equal == -1 ? NULL : PyBool_FromLong (equal);
+    }
+  if (!PyUnicode_Check (a) || !PyUnicode_Check (b))
+    Py_RETURN_NOTIMPLEMENTED;
+  if (PyUnicode_READY (a) == -1 || PyUnicode_READY (b) == -1)
+    return NULL;
+  /* Each text has the narrowest characters it can: equal ones have equal widths. */
+  if (PyUnicode_KIND (a) != PyUnicode_KIND (b))
+    Py_RETURN_FALSE;
+  return PyBool_FromLong (
+      is_equal (PyUnicode_DATA (a), PyUnicode_GET_LENGTH (a) * PyUnicode_KIND (a),
+                PyUnicode_DATA (b), PyUnicode_GET_LENGTH (b) * PyUnicode_KIND (b)));
 }
 
 static Py_ssize_t
@@ -318,3 +370,77 @@ PyType_Spec buffer_spec = {
   .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
   .slots = buffer_slots,
 };
+
+/* ---- the environment ---- */
+
+static int
+is_entry_of (const char *entry, const char *name, size_t length)
+{
+  return strncmp (entry, name, length) == 0 && entry[length] == '=';
+}
+
+/* What the kernel shows in /proc/self/environ: START to END hold the entries that the process was
+ * started with, each ended by a zero. */
+static void
+wipe_start_block (char *start, char *end, const char *name, size_t length)
+{
+  for (char *entry = start; entry < end;)
+    {
+      size_t size = strnlen (entry, (size_t)(end - entry));
+      if (size > length && is_entry_of (entry, name, length))
+        ma_wipe (entry + length + 1, size - length - 1);
+      entry += size + 1;
+    }
+}
+
+/* (name, os.environb, arena, start, end): the value of the environment variable NAME (bytes) in a
+ * SecretBuffer, None if there is no such variable. It is wiped in the C library's environment, in the
+ * block that the process started with, which is from START to END (0, 0: unknown), and in the object
+ * that os.environ holds, unless others hold it too; and the variable is removed. */
+PyObject *
+buffer_of_environment (PyObject *module, PyObject *args)
+{
+  const char *name;
+  Py_ssize_t length;
+  PyObject *environb;
+  PyObject *arena;
+  unsigned long long start;
+  unsigned long long end;
+  if (!PyArg_ParseTuple (args, "y#OOKK", &name, &length, &environb, &arena, &start, &end))
+    return NULL;
+  PyTypeObject *type = ((struct core_state *)PyModule_GetState (module))->buffer_type;
+  PyObject *value = PyObject_CallMethod (environb, "get", "y", name);
+  if (value == NULL)
+    return NULL;
+  const char *data = getenv (name);
+  Py_ssize_t size = data != NULL ? (Py_ssize_t)strlen (data) : 0;
+  if (PyBytes_Check (value)) /* goes before, as what Python code sees */
+    {
+      data = PyBytes_AS_STRING (value);
+      size = PyBytes_GET_SIZE (value);
+    }
+  if (data == NULL)
+    return value;
+  PyObject *buffer = make (type, size, arena);
+  if (buffer == NULL)
+    {
+      Py_DECREF (value);
+      return NULL;
+    }
+  memcpy (((struct buffer_object *)buffer)->data, data, (size_t)size);
+  for (char **entry = environ; entry != NULL && *entry != NULL; entry++)
+    if (is_entry_of (*entry, name, (size_t)length))
+      ma_wipe (*entry + length + 1, strlen (*entry + length + 1));
+  wipe_start_block ((char *)(uintptr_t)start, (char *)(uintptr_t)end, name, (size_t)length);
+  PyObject *removed = PyObject_CallMethod (environb, "pop", "yO", name, Py_None);
+  /* Also an entry that os.environ did not know. */
+  unsetenv (name);
+  Py_XDECREF (removed);
+  /* The last reference is ours: nobody will look at the object again. One byte is a singleton. */
+  if (removed != NULL && PyBytes_Check (value) && Py_REFCNT (value) == 1 && size > 1)
+    ma_wipe (PyBytes_AS_STRING (value), (size_t)size);
+  Py_DECREF (value);
+  if (removed == NULL)
+    Py_CLEAR (buffer);
+  return buffer;
+}

@@ -2,8 +2,9 @@
  *
  * module.c   the module: constants, region(), errors of the package raised from C
  * arena.c    Arena: one handle of the library, and the scopes of a thread
- * buffer.c   SecretBuffer
- * pyhooks.c  the hooks on CPython's allocator domains; static, process-wide, no Python state
+ * buffer.c   SecretBuffer, and other places that secrets lie in: texts compared, the environment
+ * pyhooks.c  the hooks on CPython's allocator domains and numpy's; static, process-wide, no Python
+ *            state
  */
 #ifndef MA_EXT_H
 #define MA_EXT_H
@@ -39,11 +40,26 @@ struct core_state
 {
   PyTypeObject *arena_type;
   PyTypeObject *buffer_type;
+  PyTypeObject *inherited_type;
+  int is_following; /* threads of this interpreter inherit scopes */
 };
 
 extern PyType_Spec arena_spec;
 extern PyType_Spec buffer_spec;
+extern PyType_Spec inherited_spec;
 struct core_state *core_state_of (PyTypeObject *type);
+
+/* Functions of the module. */
+PyObject *arena_outside (PyObject *module, PyObject *const *args, Py_ssize_t count,
+                         PyObject *names);
+PyObject *arena_inherit (PyObject *module, PyObject *function);
+PyObject *buffer_equal (PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *buffer_of_environment (PyObject *module, PyObject *args);
+PyObject *pyhooks_numpy_handler (PyObject *module, PyObject *capsule);
+PyObject *pyhooks_hook_numpy (PyObject *module, PyObject *address);
+
+/* Each outermost scope sweeps from now on. */
+void arena_sweep_always (void);
 
 /* Sets an exception of malloc_arena.errors with a message. Returns NULL. */
 PyObject *core_error (const char *class_name, const char *format, ...);

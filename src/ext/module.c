@@ -2,6 +2,8 @@
 #include "ext.h"
 
 #include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
 
 static struct PyModuleDef core_module;
 
@@ -85,7 +87,8 @@ core_exec (PyObject *module)
   struct core_state *state = PyModule_GetState (module);
   state->arena_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &arena_spec, NULL);
   state->buffer_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &buffer_spec, NULL);
-  if (state->arena_type == NULL || state->buffer_type == NULL
+  state->inherited_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &inherited_spec, NULL);
+  if (state->arena_type == NULL || state->buffer_type == NULL || state->inherited_type == NULL
       || PyModule_AddType (module, state->arena_type) == -1
       || PyModule_AddType (module, state->buffer_type) == -1
       || PyModule_AddIntMacro (module, HEAP_DEFAULT) == -1
@@ -100,6 +103,9 @@ core_exec (PyObject *module)
   Py_XDECREF (version);
   if (added == -1)
     return -1;
+  const char *always = getenv ("MALLOC_ARENA_SWEEP");
+  if (always != NULL && strcmp (always, "1") == 0)
+    arena_sweep_always ();
   /* "From start-up" cannot be earlier than this. */
   return ma_default_arena () != NULL ? pyhooks_install () : 0;
 }
@@ -110,6 +116,7 @@ core_traverse (PyObject *module, visitproc visit, void *arg)
   struct core_state *state = PyModule_GetState (module);
   Py_VISIT (state->arena_type);
   Py_VISIT (state->buffer_type);
+  Py_VISIT (state->inherited_type);
   return 0;
 }
 
@@ -119,6 +126,7 @@ core_clear (PyObject *module)
   struct core_state *state = PyModule_GetState (module);
   Py_CLEAR (state->arena_type);
   Py_CLEAR (state->buffer_type);
+  Py_CLEAR (state->inherited_type);
   return 0;
 }
 
@@ -133,6 +141,12 @@ static PyMethodDef core_methods[] = {
     PyDoc_STR ("region()\n--\n\n"
                "(base, size) of the address range that holds every arena; (0, 0) before the "
                "first.") },
+  { "_outside", (PyCFunction)(void (*) (void))arena_outside, METH_FASTCALL | METH_KEYWORDS, NULL },
+  { "_inherit", arena_inherit, METH_O, NULL },
+  { "_equal", (PyCFunction)(void (*) (void))buffer_equal, METH_FASTCALL, NULL },
+  { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
+  { "_numpy_handler", pyhooks_numpy_handler, METH_O, NULL },
+  { "_hook_numpy", pyhooks_hook_numpy, METH_O, NULL },
   { NULL, NULL, 0, NULL },
 };
 

@@ -5,6 +5,10 @@
  * its own. So there is no way back, no module state that could die before a block, and no memory:
  * blocks are freed through here after the module, and the interpreter, are gone.
  *
+ * numpy has its own allocator for what arrays hold; its default handler (NEP 49) gets the same wrapping.
+ * A handler set in the scope, as the NEP means it, would be a context variable of the caller's: lost in
+ * threads, and left behind in tasks.
+ *
  * Invariant: allocations go by the thread's active arena, free and realloc by the block's address.
  */
 #include "ext.h"
@@ -12,6 +16,7 @@
 #include <malloc.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum
@@ -354,4 +359,115 @@ void
 pyhooks_clear_refused (void)
 {
   refused_by = NULL;
+}
+
+/* ---- numpy ---- */
+
+/* As numpy/ndarraytypes.h declares it since 1.22. */
+struct numpy_handler
+{
+  char name[127];
+  uint8_t version;
+  void *ctx;
+  void *(*malloc) (void *ctx, size_t size);
+  void *(*calloc) (void *ctx, size_t count, size_t size);
+  void *(*realloc) (void *ctx, void *p, size_t size);
+  void (*free) (void *ctx, void *p, size_t size);
+};
+
+static struct numpy_handler numpy_original;
+
+static void *
+numpy_malloc (void *ctx, size_t size)
+{
+  if (unlikely (ma_active != NULL))
+    return alloc_in (ma_active, size);
+  return numpy_original.malloc (ctx, size);
+}
+
+static void *
+numpy_calloc (void *ctx, size_t count, size_t size)
+{
+  if (unlikely (ma_active != NULL))
+    return zalloc_in (ma_active, count, size);
+  return numpy_original.calloc (ctx, count, size);
+}
+
+static void *
+numpy_realloc (void *ctx, void *p, size_t size)
+{
+  if (ma_owns (p))
+    return resize_in (p, size);
+  if (likely (ma_active == NULL))
+    return numpy_original.realloc (ctx, p, size);
+  void *in = alloc_in (ma_active, size);
+  if (in == NULL || p == NULL)
+    return in;
+  /* numpy 2 asks CPython's RAW domain, whose hook moves the block in; before, it asked malloc. */
+  void *out = numpy_original.realloc (ctx, p, size);
+  if (out == NULL || ma_owns (out))
+    {
+      ma_release (in);
+      return out;
+    }
+  memcpy (in, out, size);
+  ma_wipe (out, size);
+  numpy_original.free (ctx, out, size);
+  return in;
+}
+
+static void
+numpy_free (void *ctx, void *p, size_t size)
+{
+  if (ma_owns (p))
+    ma_release (p);
+  else
+    numpy_original.free (ctx, p, size);
+}
+
+/* The address of numpy's default handler, from the table of its C interface (_ARRAY_API); None where
+ * it is not what this file knows. */
+PyObject *
+pyhooks_numpy_handler (PyObject *Py_UNUSED (module), PyObject *capsule)
+{
+  enum
+  {
+    FEATURE_VERSION = 211, /* PyArray_GetNDArrayCFeatureVersion */
+    DEFAULT_HANDLER = 306, /* &PyDataMem_DefaultHandler */
+    NUMPY_1_22 = 0xf
+  };
+  void **table = PyCapsule_GetPointer (capsule, NULL);
+  if (table == NULL)
+    return NULL;
+  unsigned (*feature_version) (void);
+  memcpy (&feature_version, &table[FEATURE_VERSION], sizeof feature_version);
+  if (feature_version () < NUMPY_1_22)
+    Py_RETURN_NONE;
+  PyObject *inner = *(PyObject **)table[DEFAULT_HANDLER];
+  struct numpy_handler *handler
+      = inner != NULL ? PyCapsule_GetPointer (inner, "mem_handler") : NULL;
+  if (handler == NULL && PyErr_Occurred ())
+    return NULL;
+  if (handler == NULL || handler->version != 1 || strcmp (handler->name, "default_allocator") != 0)
+    Py_RETURN_NONE;
+  return PyLong_FromVoidPtr (handler);
+}
+
+/* Wraps the handler at ADDRESS, which must be writable; once. */
+PyObject *
+pyhooks_hook_numpy (PyObject *Py_UNUSED (module), PyObject *address)
+{
+  struct numpy_handler *handler = PyLong_AsVoidPtr (address);
+  if (handler == NULL)
+    return PyErr_Occurred () ? NULL : Py_NewRef (Py_None);
+  if (handler->malloc == numpy_malloc)
+    Py_RETURN_NONE;
+  numpy_original = *handler;
+  atomic_thread_fence (memory_order_seq_cst);
+  handler->free = numpy_free;
+  handler->realloc = numpy_realloc;
+  atomic_thread_fence (memory_order_seq_cst);
+  handler->malloc = numpy_malloc;
+  handler->calloc = numpy_calloc;
+  Py_RETURN_NONE;
 }

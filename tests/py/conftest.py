@@ -29,6 +29,13 @@ def show(**values):
     sys.stdin.readline()
 """
 
+SECRET = b"cherry-violet-9317-anchor"
+# make() for a child, from a key: no script and no pipe holds the secret in one piece.
+MAKE = f"""
+def make():
+    return bytes(b ^ 0x5a for b in bytes.fromhex("{bytes(b ^ 0x5A for b in SECRET).hex()}"))
+"""
+
 
 @dataclass(frozen=True)
 class Mapping:

@@ -20,17 +20,20 @@ class Run:
     """Start a program with the library preloaded; the exit code is the program's own.
 
       malloc-arena run script.py arguments
-      malloc-arena run -- program arguments
+      malloc-arena run [--sweep] -- program arguments
 
     While a scope is open, the memory of C libraries (OpenSSL, SQLite, stdio, Rust)
-    then goes into the arena as well. A Python script runs with this Python. What
-    LD_PRELOAD names already stays in front.
+    then goes into the arena as well, and so do the threads that they start. A
+    Python script runs with this Python. What LD_PRELOAD names already stays in
+    front. With --sweep, Python's scopes also empty the interpreter's caches when
+    they end, which takes as long as a full collection.
     """
 
     name = "run"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.usage = "malloc-arena run [-h] [--] program ..."
+        parser.usage = "malloc-arena run [-h] [--sweep] [--] program ..."
+        parser.add_argument("--sweep", action="store_true", help="sweep at the end of each scope")
         parser.add_argument("command", nargs=argparse.REMAINDER, metavar="program ...")
 
     def __call__(self, options: argparse.Namespace) -> int:
@@ -47,7 +50,13 @@ class Run:
             return _refuse(f"LD_PRELOAD cannot name {path!r}: it has a space or a colon", 3)
         if not library().is_file():
             return _refuse(f"{path} is missing: install the package again", 3)
-        environment = os.environ | {"LD_PRELOAD": preload(os.environ.get("LD_PRELOAD", ""), path)}
+        environment = os.environ | {
+            "LD_PRELOAD": preload(os.environ.get("LD_PRELOAD", ""), path),
+            # In front, so that what the caller says counts.
+            "MALLOC_ARENA_OPTIONS": f"inherit=on,{os.environ.get('MALLOC_ARENA_OPTIONS', '')}",
+        }
+        if options.sweep:
+            environment["MALLOC_ARENA_SWEEP"] = "1"
         try:
             os.execvpe(command[0], command, environment)
         except FileNotFoundError:

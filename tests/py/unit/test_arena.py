@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import random
 import re
 import subprocess
@@ -25,6 +26,7 @@ from malloc_arena import (
     Arena,
     ArenaError,
     ArenaUnavailable,
+    _core,
 )
 
 
@@ -311,6 +313,12 @@ OPERATIONS: list[Callable[[Arena], object]] = [
     lambda own: Arena(HEAP_ISOLATED),
     lambda own: repr(own) + own.name,
     lambda own: list(own.iterate([1, 2])),
+    lambda own: own.call(_core._inherit, int)("1"),
+    lambda own: own.call(_core._inherit, int)(x=1),
+    lambda own: _core._outside(int, "x"),
+    lambda own: _core._outside(own.__enter__),
+    lambda own: _core._equal("a", "b"),
+    lambda own: _core._take_environment(b"PATH_NOT", {}, None, 0, 0),
 ]
 
 
@@ -323,5 +331,6 @@ def test_nothing_leaks(own: Arena, operation: Callable[[Arena], object]) -> None
         gc.collect()
         return sys.getallocatedblocks() + own.stats().live_blocks
 
-    before = repeat(300)
-    assert repeat(300) - before < 100
+    # A leak is there in each round; what the test's own surroundings make is not.
+    counts = [repeat(300) for _ in range(4)]
+    assert min(after - before for before, after in itertools.pairwise(counts)) < 100

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Child, mappings
-
-# Made in the child from a key, so that no script, pipe or test holds it in one piece.
-MAKE = """
-def make():
-    return bytes(b ^ 0x5a for b in bytes.fromhex("3925282831392e7a35322928397a38352e2e393f36"))
-"""
-SECRET = bytes(b ^ 0x5A for b in bytes.fromhex("3925282831392e7a35322928397a38352e2e393f36"))
+from conftest import MAKE, SECRET, Child, mappings
 
 
 def test_the_scan_finds_what_is_there(child: Callable[..., Child]) -> None:

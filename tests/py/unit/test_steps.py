@@ -36,7 +36,7 @@ def test_call_repairs_an_unbalanced_callee(own: Arena) -> None:
     with pytest.raises(ArenaError, match="without leaving it"):
         own.call(own.__enter__)
     assert not active()
-    with pytest.raises(ArenaError, match="left one it did not enter"):
+    with pytest.raises(ArenaError, match="left where it is not active"):
         own.call(own.__exit__, None, None, None)
     assert not active()
 

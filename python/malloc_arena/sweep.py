@@ -1,0 +1,122 @@
+"""Where CPython and its library keep values that are dead, or that nobody asked them to keep.
+
+Cleared is what may hold a secret of a scope: what was made by somebody else stays, as far as it can
+be told apart by where it lies.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+from . import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_VALUES = (str, bytes, bytearray, int, float, complex)
+
+
+def sweep() -> None:
+    """Everything below; about as long as a full collection takes."""
+    _core._outside(_sweep)
+
+
+def clear_free_lists() -> None:
+    """Gives the dead floats, tuples, lists and dicts that CPython keeps for reuse back, so that the
+    next ones are made anew; microseconds, as nothing is collected, unless something is frozen."""
+    if gc.get_freeze_count():
+        # What the program has frozen must not come back; what CPython 3.12 has, cannot.
+        gc.collect()
+        return
+    # A full collection clears them; with everything set aside there is nothing else for it to do.
+    gc.freeze()
+    gc.collect()
+    gc.unfreeze()
+
+
+def _sweep() -> None:
+    base, size = _core.region()
+
+    def is_ours(value: object) -> bool:
+        return 0 <= id(value) - base < size
+
+    _last_error()
+    gc.collect()  # first, as finalizers may fill what is emptied below
+    _patterns_and_urls()
+    _lru_caches(is_ours)
+    _sources(is_ours)
+    _warnings(is_ours)
+    _displayed(is_ours)
+    # The cache of attributes by type and name keeps names.
+    getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()
+    clear_free_lists()
+
+
+def _last_error() -> None:
+    """The traceback of an interactive session's last error, and all that its frames hold."""
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+
+
+def _patterns_and_urls() -> None:
+    for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
+        if module in sys.modules:
+            getattr(sys.modules[module], name)()
+
+
+def _lru_caches(is_ours: Any) -> None:
+    """functools.lru_cache of any function that was called with, or returned, a text, bytes or
+    number of an arena."""
+    functools = sys.modules.get("functools")
+    if functools is None:
+        return
+    kind = getattr(functools, "_lru_cache_wrapper")  # noqa: B009 - not in typeshed
+    for cache in gc.get_objects():
+        if type(cache) is kind and cache.cache_info().currsize and _holds(cache, is_ours):
+            cache.cache_clear()
+
+
+def _holds(cache: Any, is_ours: Any) -> bool:
+    # Keys are values, tuples of values or, where the order matters, lists of them.
+    pending = [each for each in gc.get_referents(cache) if each is not cache.__wrapped__]
+    for depth in range(3):
+        found = []
+        for each in pending:
+            if isinstance(each, _VALUES):
+                if is_ours(each):
+                    return True
+            elif isinstance(each, (tuple, list)):
+                found += gc.get_referents(each)
+            elif depth == 0 and type(each) is dict:
+                found += [*each.keys(), *each.values()]  # the collector is not shown keys
+        pending = found
+    return False
+
+
+def _sources(is_ours: Any) -> None:
+    """Lines of source that a traceback was printed with: a file that was read inside a scope, which
+    tells where a secret literal is, or what was typed in a shell."""
+    cache = getattr(sys.modules.get("linecache"), "cache", {})
+    for name, entry in list(cache.items()):
+        if len(entry) > 2 and any(map(is_ours, entry[2])):
+            cache.pop(name, None)
+
+
+def _warnings(is_ours: Any) -> None:
+    """The texts of warnings, kept by each module so as not to be shown twice."""
+    for module in list(sys.modules.values()):
+        registry: Any = getattr(module, "__dict__", {}).get("__warningregistry__")
+        for key in list(registry) if type(registry) is dict else ():
+            if isinstance(key, tuple) and any(map(is_ours, key)):
+                registry.pop(key, None)
+
+
+def _displayed(is_ours: Any) -> None:
+    """An interactive session's last value."""
+    import builtins
+
+    if isinstance(getattr(builtins, "_", None), _VALUES) and is_ours(builtins._):  # type: ignore[attr-defined]
+        del builtins._  # type: ignore[attr-defined]

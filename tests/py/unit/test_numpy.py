@@ -1,0 +1,91 @@
+"""numpy: what arrays hold is in the scope's arena, wherever the array goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from conftest import Child
+
+pytest.importorskip("numpy")
+
+WORK = """
+vault = get(HEAP_SECURE)
+def at(array): return vault.owns(array.ctypes.data)
+outside = np.arange(1000.0)
+small = np.arange(3.0)
+with vault:
+    made = [np.zeros(10), np.ones(100_000), np.arange(5), np.array([b"secret"] * 9), outside * 2,
+            np.concatenate([outside, outside]), np.empty((3, 4), order="F"), small + 1]
+    assert all(map(at, made)), list(map(at, made))
+    view = made[1][5:]
+assert not at(outside) and not at(outside + 1) and not at(np.zeros(5))
+moved = np.arange(200_000.0)
+few = np.arange(8.0)
+with vault:
+    moved.resize(300_000, refcheck=False)
+    few.resize(9, refcheck=False)
+assert at(moved) and moved[199_999] == 199_999.0 and moved[-1] == 0.0
+assert at(few) and list(few) == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+moved.resize(400_000, refcheck=False)
+assert at(moved), "a block of an arena stays in it"
+more = [np.zeros(n) for n in range(1000)]
+del more
+full = vault.stats().live_bytes
+del made, view, moved, few
+gc.collect()
+assert vault.stats().live_bytes < full - 4_000_000
+import threading, asyncio
+async def step():
+    await asyncio.sleep(0)
+    return at(np.zeros(100))
+assert asyncio.run(vault.run(step())) and not asyncio.run(step())
+found = []
+with vault:
+    thread = threading.Thread(target=lambda: found.append(at(np.zeros(100))))
+    thread.start(); thread.join()
+assert found == [True]
+assert vault.call(np.zeros, 50).ctypes.data and not at(np.zeros(50))
+small_own = Arena(HEAP_SECURE, name="small", limit=1 << 20)
+try:
+    with small_own: np.zeros(1 << 20)
+except MemoryError: pass
+else: raise AssertionError
+small_own.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "first", ["import numpy as np\n", "get(HEAP_SECURE)\nimport numpy as np\n", "late"]
+)
+@pytest.mark.parametrize("allocator", ["pymalloc", "debug", "malloc"])
+def test_arrays_live_in_the_arena(child: Callable[..., Child], first: str, allocator: str) -> None:
+    if first == "late":
+        first = "vault = get(HEAP_SECURE)\nwith vault: import numpy as np\n"
+    child(first + WORK, "-W", "error", PYTHONMALLOC=allocator).ends()
+
+
+def test_arrays_die_at_exit(child: Callable[..., Child]) -> None:
+    child(
+        """
+import numpy as np
+with get(HEAP_SECURE):
+    sys.kept = np.ones(1000)
+    kept = [np.ones(10), np.array([object(), {}], dtype=object)]
+"""
+    ).ends()
+
+
+def test_an_unknown_numpy_is_named(child: Callable[..., Child]) -> None:
+    child(
+        """
+import types, warnings
+numpy = types.ModuleType("numpy"); numpy.__version__ = "99"
+from malloc_arena.numpy_hook import hook
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    hook(numpy)
+assert "numpy 99" in str(seen[0].message), seen
+"""
+    ).ends()

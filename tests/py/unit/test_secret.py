@@ -1,0 +1,195 @@
+"""Secret does not show itself, and the recipes of docs/python.md do what they say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import malloc_arena
+from conftest import MAKE, SECRET, Child
+from malloc_arena import HEAP_SECURE, Secret, SecretBuffer, audit
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        repr,
+        str,
+        ascii,
+        "{}".format,
+        "{!r:>40}".format,
+        "{:20}".format,
+        lambda secret: f"{secret}",
+        lambda secret: f"{secret:x}",
+        lambda secret: "%s %r" % (secret, secret),  # noqa: UP031
+        lambda secret: str([secret]) + str({"key": secret}),
+        lambda secret: json.dumps({"key": secret}, default=str),
+        lambda secret: str(dir(secret)),
+        lambda secret: "".join(traceback.format_exception_only(ValueError(secret))),
+    ],
+)
+def test_does_not_show_itself(show: Callable[[object], str]) -> None:
+    for value in ("hunter2 hunter2", b"hunter2 hunter2", bytearray(b"hunter2")):
+        assert "hunter2" not in show(Secret(value))
+
+
+def test_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("test").warning("the key is %s (%r)", Secret("hunter2"), Secret("hunter2"))
+    assert "the key is **********" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_gives_the_value_itself() -> None:
+    for value in ("text", b"bytes", SecretBuffer(3), object()):
+        assert Secret(value).reveal() is value
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda secret: [pickle.dumps(secret, protocol) for protocol in range(6)],
+        lambda secret: secret.__reduce__(),
+        lambda secret: secret.__getstate__(),
+        hash,
+        vars,
+        lambda secret: {secret},
+        lambda secret: secret < Secret("other"),
+        json.dumps,
+        iter,
+        bytes,
+    ],
+)
+def test_cannot_leave(leak: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError) as refused:
+        leak(Secret("hunter2"))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_does_not_change() -> None:
+    secret = Secret("a")
+    with pytest.raises(AttributeError):
+        secret._value = "b"  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        secret.other = "b"  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        del secret._value
+    assert secret.reveal() == "a"
+
+
+@pytest.mark.parametrize("text", ["", "a", "some text", "ä", "ä€", "ä€😀" * 10])
+def test_equality(text: str) -> None:
+    other = "".join(list(text))
+    for a, b in ((text, other), (text.encode(), bytearray(other.encode()))):
+        assert Secret(a) == Secret(b)
+        assert Secret(a) == b
+        assert b == Secret(a)
+        assert not (Secret(a) != Secret(b))
+        assert Secret(a) != Secret(b * 2 if b else "x")
+    for changed in (text + "x", "x" + text, text + "€", text[:-1] + "\0" if text else "\0"):
+        assert Secret(text) != Secret(changed)
+        assert Secret(text.encode()) != Secret(changed.encode())
+    assert Secret(text) != Secret(text.encode())
+    assert Secret(text) != 1
+    assert Secret(text) is not None
+    with SecretBuffer(3) as buffer:
+        buffer[:] = b"abc"
+        assert Secret(buffer) == b"abc"
+        assert Secret(buffer) != b"abd"
+
+
+def test_the_type_of_the_value_is_known() -> None:
+    secret: Secret[str] = Secret("a")
+    assert secret.reveal().upper() == "A"
+
+
+def outside(process: Child) -> tuple[audit.Hit, ...]:
+    with audit.Process(process.pid) as stopped:
+        return audit.Scanner(SECRET).scan(stopped, process.region).outside()
+
+
+def test_pydantic(child: Callable[..., Child]) -> None:
+    pytest.importorskip("pydantic")
+    process = child(
+        MAKE
+        + """
+from pydantic import BaseModel, SecretStr
+class Login(BaseModel):
+    user: str
+    password: SecretStr
+vault = get(HEAP_SECURE)
+def load():
+    text = '{"user": "me", "password": "' + make().decode("latin-1") + '"}'
+    return Login(**json.loads(text))
+login = vault.call(load)
+assert vault.owns(id(login.password.get_secret_value()))
+assert "****" in repr(login)
+show()
+"""
+    )
+    process.shown()
+    assert outside(process) == ()
+    process.ends()
+
+
+def test_keyring(child: Callable[..., Child]) -> None:
+    pytest.importorskip("keyring")
+    process = child(
+        MAKE
+        + """
+import keyring, keyring.backend
+class Backend(keyring.backend.KeyringBackend):
+    priority = 1
+    def get_password(self, service, user):
+        return make().decode("latin-1")
+    def set_password(self, service, user, password): raise NotImplementedError
+    def delete_password(self, service, user): raise NotImplementedError
+keyring.set_keyring(Backend())
+vault = get(HEAP_SECURE)
+with vault:
+    password = Secret(keyring.get_password("service", "user"))
+assert vault.owns(id(password.reveal()))
+show()
+"""
+    )
+    process.shown()
+    assert outside(process) == ()
+    process.ends()
+
+
+def test_cryptography(child: Callable[..., Child]) -> None:
+    pytest.importorskip("cryptography")
+    process = child(
+        MAKE
+        + """
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+vault = get(HEAP_SECURE)
+key = vault.buffer(32)
+with vault:
+    key[:25] = make()
+cipher = AESGCM(key)
+data = cipher.encrypt(bytes(12), b"message", None)
+with vault:
+    assert AESGCM(key).decrypt(bytes(12), data, None) == b"message"
+del cipher
+show()
+"""
+    )
+    process.shown()
+    assert outside(process) == ()
+    process.ends()
+
+
+def test_in_the_arena(own: malloc_arena.Arena) -> None:
+    with own:
+        secret = Secret("".join(["hunter", "2"]))
+    assert own.owns(id(secret.reveal()))
+    assert malloc_arena.get(HEAP_SECURE) is not own

@@ -1,0 +1,247 @@
+"""sweep(): what Python's library keeps of a scope is gone, what is not the scope's stays."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import linecache
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import malloc_arena
+import malloc_arena.sweep
+from conftest import MAKE, SECRET, Child, memory
+from malloc_arena import Arena, audit
+
+# Each keeps the secret after its last reference is gone, until something is cleared.
+KEEPERS = {
+    "pattern": "import re; re.search(text(), 'x')",
+    "template": "import re; re.sub('y', text() + chr(92) + 'g<0>', 'xy')",
+    "url": "import urllib.parse; urllib.parse.urlsplit('//' + text() + '/')",
+    "match": "import fnmatch; fnmatch.fnmatch('x', text())",
+    "argument": "cached(text())",
+    "arguments": "cached(1, key=[*map(str, [text()])][0])",
+    "only argument": "unbounded(text())",
+    "result": "keeper()",
+    "attribute": "getattr(cached, text(), None)",
+    "cycle": "a = [text()]; a.append(a)",
+    "error": "sys.last_value = ValueError(text())",
+    "float": "[float('31415926535.897' + str(n)) for n in range(9)]",
+    "warning": "import warnings; warnings.simplefilter('default'); warnings.warn(text())",
+    "displayed": "sys.displayhook(text())",
+    "source": "import linecache; linecache.updatecache(path())",
+}
+SETUP = (
+    MAKE
+    + """
+import functools, re, urllib.parse, fnmatch, linecache, warnings, tempfile
+@functools.lru_cache
+def cached(*args, **kwargs): return len(args)
+@functools.cache
+def unbounded(key): return 1
+@functools.cache
+def keeper(): return text()
+def text(): return make().decode("latin-1")
+def path():
+    file = tempfile.NamedTemporaryFile("wb", suffix=".py", delete=False)
+    # Not linecache's own buffer, which is a matter of the file object.
+    file.write(b"x = '" + make() + b"'\\n")
+    file.close()
+    return file.name
+class Sink:  # a file would have buffers
+    def write(self, text): pass
+    def flush(self): pass
+sys.stderr = Sink()
+sys.stdout, shown = Sink(), sys.stdout
+vault = get(HEAP_SECURE)
+def found():
+    sys.stdout = shown
+    show()
+"""
+)
+
+
+def hits(process: Child) -> tuple[audit.Hit, ...]:
+    with audit.Process(process.pid) as stopped:
+        return audit.Scanner(SECRET).scan(stopped, process.region).hits
+
+
+@pytest.mark.parametrize("keeper", [name for name in KEEPERS if name != "float"])
+def test_sweep_reaches(child: Callable[..., Child], keeper: str) -> None:
+    process = child(
+        SETUP
+        + f"""
+def work():
+    {KEEPERS[keeper]}
+vault.call(work)
+found()
+vault.sweep()
+show()
+"""
+    )
+    process.shown()
+    if keeper != "attribute":  # a name that is not found may or may not stay in the cache
+        assert hits(process), "it would be kept"
+    process.go_on()
+    process.shown()
+    assert hits(process) == ()
+    process.ends()
+
+
+def test_floats(own: Arena) -> None:
+    """With a sweep floats of a scope are in the arena, and wiped."""
+    for _ in range(2):
+        before = [n / 7 for n in range(300)]
+        del before  # the free list is full
+        with own.scope(sweep=True):
+            inside = [n / 3 for n in range(50)]
+            addresses = [id(number) for number in inside]
+            assert all(own.owns(address) for address in addresses)
+            del inside
+        assert not any(own.owns(address) and any(memory(address + 16, 8)) for address in addresses)
+
+
+def test_free_lists_are_cleared(own: Arena) -> None:
+    floats = [n / 7 for n in range(300)]
+    del floats
+    frozen = gc.get_freeze_count()
+    malloc_arena.sweep.clear_free_lists()
+    assert gc.get_freeze_count() == frozen
+    with own:
+        inside = [n / 3 for n in range(50)]
+    assert all(own.owns(id(number)) for number in inside)
+
+
+def test_free_lists_are_cleared_and_nothing_is_collected(child: Callable[..., Child]) -> None:
+    """As far as nothing is frozen; CPython 3.12 has frozen objects of its own."""
+    child(
+        """
+from malloc_arena.sweep import clear_free_lists
+class Thing: pass
+gc.collect()
+frozen = gc.get_freeze_count()
+thing = Thing(); thing.me = thing
+address = id(thing)
+del thing
+clear_free_lists()
+assert gc.get_freeze_count() == frozen
+assert any(id(each) == address for each in gc.get_objects()) == (not frozen)
+gc.freeze()
+frozen = gc.get_freeze_count()
+assert frozen > 1000
+clear_free_lists()
+assert gc.get_freeze_count() >= frozen - 10
+"""
+    ).ends()
+
+
+def test_what_is_not_of_an_arena_stays(own: Arena) -> None:
+    calls: list[object] = []
+
+    @functools.cache
+    def settings() -> object:
+        calls.append(object())
+        return calls[-1]
+
+    @functools.lru_cache(2)
+    def length(text: str) -> int:
+        calls.append(text)
+        return len(text)
+
+    with own:
+        first = settings()  # made inside, but an object of the program's
+    length("outside")
+    linecache.getlines(__file__)
+    warnings.warn("a warning of the test's", stacklevel=1)
+    own.sweep()
+    assert settings() is first
+    length("outside")
+    assert len(calls) == 2
+    assert __file__ in linecache.cache
+    with own:
+        length("".join(["in", "side"]))
+    own.sweep()
+    length("outside")
+    assert len(calls) == 4
+    calls.clear()
+
+
+def test_sweep_in_a_scope_makes_nothing_there(own: Arena) -> None:
+    own.sweep()
+    with own:
+        before = own.stats().live_blocks
+        own.sweep()
+        assert own.stats().live_blocks <= before + 2
+
+
+def test_every_scope_sweeps_when_told(child: Callable[..., Child]) -> None:
+    process = child(
+        SETUP
+        + """
+def work():
+    cached(text())
+    re.search(text(), 'x')
+    a = [text()]; a.append(a)
+    return [n / 3 for n in range(90)]
+gc.collect()
+warm = [n / 7 for n in range(300)]; del warm
+kept = vault.call(work)
+assert all(vault.owns(id(number)) for number in kept)
+with vault:
+    with vault:
+        work()
+    pattern = re.compile("a" + "b")
+    assert pattern is re.compile("a" + "b"), "an inner scope does not sweep"
+class Late:
+    def __del__(self):
+        with vault: cached(text())
+late = Late(); late.me = late; del late
+with vault: pass
+del kept
+found()
+""",
+        MALLOC_ARENA_SWEEP="1",
+    )
+    process.shown()
+    assert hits(process) == ()
+    process.ends()
+
+
+def test_an_error_in_the_sweep_is_said_and_not_raised(child: Callable[..., Child]) -> None:
+    process = child(
+        """
+import malloc_arena.sweep
+def fail(): raise KeyError("of the sweep")
+malloc_arena.sweep._last_error = fail
+seen = []
+sys.unraisablehook = lambda unraisable: seen.append(unraisable.exc_type)
+vault = get(HEAP_SECURE)
+try:
+    with vault: raise ValueError
+except ValueError:
+    pass
+assert vault.call(lambda: 1) == 1
+assert seen == [KeyError] * 2
+""",
+        MALLOC_ARENA_SWEEP="1",
+    )
+    process.ends()
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], "None"), (["--sweep"], "1")])
+@pytest.mark.parametrize("separator", [[], ["--"]])
+def test_run_sweep(tmp_path: Path, options: list[str], expected: str, separator: list[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys; print(os.environ.get('MALLOC_ARENA_SWEEP'), *sys.argv[1:])")
+    command = [sys.executable, "-m", "malloc_arena", "run", *options, *separator]
+    environment = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_SWEEP"}
+    done = subprocess.run(
+        [*command, str(script), "--sweep", "-x"], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == f"{expected} --sweep -x\n", done.stderr
