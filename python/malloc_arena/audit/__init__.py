@@ -1,6 +1,8 @@
 """Find the copies of a secret in a process, from outside it.
 
-    scanner = Scanner(secret)
+    malloc_arena.audit.scan(secret)               # in this process, by a helper
+
+    scanner = Scanner(secret)                     # in another one
     with Process(pid) as process:
         print(scanner.scan(process).hits)
 
@@ -8,18 +10,29 @@ Every readable page that is present is searched, and the registers of every thre
 in the encodings that needles.py lists and for fragments of 8 bytes and more.
 """
 
+from .core import Dump
 from .needles import Needle, needles
-from .process import CannotLook, Mapping, Process, Registers
-from .scan import Hit, Scan, Scanner
+from .own import scan
+from .owner import Place
+from .process import CannotLook, Process
+from .scanner import Finding, Frame, Hit, Scan, Scanner
+from .source import Mapping, Registers, Source, Thread
 
 __all__ = [
     "CannotLook",
+    "Dump",
+    "Finding",
+    "Frame",
     "Hit",
     "Mapping",
     "Needle",
+    "Place",
     "Process",
     "Registers",
     "Scan",
     "Scanner",
+    "Source",
+    "Thread",
     "needles",
+    "scan",
 ]

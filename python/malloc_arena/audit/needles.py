@@ -8,6 +8,8 @@ import urllib.parse
 from dataclasses import dataclass
 
 FRAGMENT = 8  # bytes of the secret; shorter runs turn up by chance
+_BY_CHANCE = 1 << 48  # so do smaller numbers
+_TEXT_DIGITS = 4000  # CPython converts no more by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class Needle:
 
     starts[i] is where unit i begins in the pattern; the last entry is the pattern's length. A unit
     is one byte of the secret, or one character where the encoding is by character (UTF-16), or one
-    base64 digit.
+    digit of a number or of base64.
     """
 
     encoding: str
@@ -29,15 +31,19 @@ class Needle:
         whole = [i for i, start in enumerate(self.starts) if begin <= start <= end]
         return max(len(whole) - 1, 0)
 
+    def windows(self) -> list[tuple[int, int]]:
+        """(offset, length) of every shortest run that counts."""
+        pairs = zip(self.starts, self.starts[self.fragment :], strict=False)
+        return [(start, end - start) for start, end in pairs]
+
     def grams(self) -> list[tuple[int, bytes]]:
         """(offset, bytes) such that every run that counts contains at least one of them whole."""
-        shortest = min(
-            self.starts[i + self.fragment] - self.starts[i]
-            for i in range(len(self.starts) - self.fragment)
-        )
+        shortest = min(length for _, length in self.windows())
         length = shortest // 2
         stride = shortest - length + 1
         last = len(self.pattern) - length
+        if shortest == len(self.pattern):
+            return [(0, self.pattern[:length])]
         offsets = [*range(0, last, stride), last]
         return [(offset, self.pattern[offset : offset + length]) for offset in offsets]
 
@@ -70,6 +76,29 @@ def _quoted(secret: bytes) -> Needle | None:
     return None if pattern == secret else Needle("url-quoted", pattern, tuple(starts))
 
 
+def _numbers(secret: bytes) -> list[Needle]:
+    # A number is made as a whole: it has no fragments, but for those of a decimal text.
+    values = {"int": int.from_bytes(secret, "big"), "int-le": int.from_bytes(secret, "little")}
+    found = []
+    if secret.isdigit():
+        values["int-10"] = value = int(secret) if len(secret) < _TEXT_DIGITS else 0
+        if _BY_CHANCE <= value < 1 << 64:
+            found.append(_uniform("int64", value.to_bytes(8, "little"), fragment=8))
+    for name, value in values.items():
+        if value < _BY_CHANCE:
+            continue
+        # CPython's int: digits of 30 bits in words of 32, the lowest first.
+        count = -(-value.bit_length() // 30)
+        digits = [value >> 30 * i & (1 << 30) - 1 for i in range(count)]
+        pattern = b"".join(digit.to_bytes(4, "little") for digit in digits)
+        found.append(_uniform(name, pattern, 4, count))
+    if values["int"].bit_length() < 3 * _TEXT_DIGITS:
+        text = str(values["int"]).encode()
+        if len(text) >= 16:
+            found.append(_uniform("decimal", text, fragment=min(20, len(text))))
+    return found
+
+
 def needles(secret: bytes) -> tuple[Needle, ...]:
     """Every form of SECRET that is looked for; it must be at least FRAGMENT bytes long."""
     if len(secret) < FRAGMENT:
@@ -93,4 +122,4 @@ def needles(secret: bytes) -> tuple[Needle, ...]:
     quoted = _quoted(secret)
     if quoted:
         found.append(quoted)
-    return tuple(found)
+    return tuple(found + _numbers(secret))

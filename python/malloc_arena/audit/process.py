@@ -7,21 +7,26 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from ..errors import ArenaError
+from .source import Mapping, Registers, Thread
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+PTRACE_CONT = 7
 _PTRACE_DETACH = 17
 _PTRACE_GETREGSET = 0x4204
-_PTRACE_SEIZE = 0x4206
+PTRACE_SEIZE = 0x4206
 _PTRACE_INTERRUPT = 0x4207
-_PTRACE_EVENT_STOP = 128
+PTRACE_LISTEN = 0x4208
+PTRACE_EVENT_EXIT = 6
+PTRACE_EVENT_STOP = 128
+PTRACE_O_TRACEEXIT = 1 << PTRACE_EVENT_EXIT
 _WALL = 0x40000000
 _NT_PRSTATUS = 1
 # Register sets by machine: (name, note type). The first holds the stack pointer, at that word.
@@ -29,11 +34,15 @@ _REGSETS = {
     "x86_64": (("general", _NT_PRSTATUS), ("vector", 0x202)),  # NT_X86_XSTATE
     "aarch64": (("general", _NT_PRSTATUS), ("vector", 2)),  # NT_PRFPREG: v0-v31
 }
-_STACK_POINTER = {"x86_64": 19, "aarch64": 31}
+STACK_POINTER = {"x86_64": 19, "aarch64": 31}
+# The thread control block, which stands above the stack: fs_base, or a set of its own.
+CONTROL_BLOCK = {"x86_64": 21}
+_NT_ARM_TLS = 0x401
 
 _PRESENT_OR_SWAPPED = 3 << 62
 _GUARD = 1 << 58  # since Linux 6.15; it has the swap bit as well, and no contents
 _BATCH = 1 << 17  # pagemap entries read at once: 1 MiB
+_SLICE = 1 << 25  # what is copied at most in one pause
 
 
 class CannotLook(ArenaError):
@@ -48,26 +57,6 @@ class CannotLook(ArenaError):
         return f"{self.reason}: {self.fix}"
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """One line of /proc/PID/maps."""
-
-    start: int
-    end: int
-    permissions: str
-    inode: int
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Registers:
-    """One register set of one thread."""
-
-    thread: int
-    name: str
-    data: bytes
-
-
 class _IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
@@ -78,27 +67,50 @@ _ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 _ptrace.restype = ctypes.c_long
 
 
-def _call(request: int, thread: int, data: int | None = None, address: int = 0) -> None:
+def ptrace(request: int, thread: int, data: int | None = None, address: int = 0) -> None:
     if _ptrace(request, thread, address, data) == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 class Process:
-    """A process with all its threads stopped, from __enter__ to __exit__.
+    """A process that is looked at, from __enter__ to __exit__.
+
+    Without MAX_PAUSE all its threads are stopped for all that time. With it they run, and are
+    stopped again and again while a piece of memory is copied, each time for at most so many
+    seconds. TRACED: the caller has its main thread seized already, and goes on to hold it; EXITING:
+    that thread stands in its exit.
 
     ptrace belongs to the thread that attached: use an instance in one thread only.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(
+        self,
+        pid: int,
+        max_pause: float | None = None,
+        *,
+        traced: bool = False,
+        exiting: bool = False,
+    ) -> None:
         self.pid = pid
         self.registers: tuple[Registers, ...] = ()
-        self.stack_pointers: tuple[int, ...] = ()
+        self.threads: tuple[Thread, ...] = ()
         self.unreadable: set[int] = set()  # pages that refused
+        self.longest_pause = 0.0
+        self.exiting = exiting
+        self._max_pause = max_pause
+        self._traced = traced
         self._proc = Path("/proc", str(pid))
-        self._stopped: dict[int, int] = {}  # thread: the signal that it was about to take
+        # Thread: the signal that it was about to take. Since when they stand.
+        self._stopped: dict[int, int] = {}
+        self._since = 0.0
+        self._listening = False  # the traced thread is in a group stop, which must last
         self._memory = -1
         self._pagemap = -1
+
+    @property
+    def stack_pointers(self) -> tuple[int, ...]:
+        return tuple(thread.stack_pointer for thread in self.threads)
 
     def __enter__(self) -> Self:
         try:
@@ -106,15 +118,17 @@ class Process:
             self._memory = os.open(self._proc / "mem", os.O_RDONLY | os.O_CLOEXEC)
             self._pagemap = os.open(self._proc / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
             self._read_registers()
+            if self._max_pause is not None:
+                self._resume()
         except OSError as error:
-            self._resume()
+            self._close()
             raise CannotLook(
                 f"process {self.pid} cannot be read: {os.strerror(error.errno or 0)}",
                 "run as its owner or root, with CAP_SYS_PTRACE in a container, "
                 "and see kernel.yama.ptrace_scope",
             ) from error
         except BaseException:
-            self._resume()
+            self._close()
             raise
         return self
 
@@ -124,9 +138,21 @@ class Process:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._resume()
+        for descriptor in (self._memory, self._pagemap):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._memory = self._pagemap = -1
 
     def _stop(self) -> None:
+        self._since = time.monotonic()
+        if self.exiting:
+            # The others have been killed and do not run any more.
+            self._stopped[self.pid] = 0
+            return
         # A thread that is not stopped yet may start another: until a look finds no new one.
         while new := [
             thread
@@ -135,30 +161,41 @@ class Process:
         ]:
             for thread in new:
                 try:
-                    _call(_PTRACE_SEIZE, thread)
+                    if not (self._traced and thread == self.pid):
+                        ptrace(PTRACE_SEIZE, thread)
                 except ProcessLookupError:
                     if thread == self.pid:
                         raise
                     continue
                 self._stopped[thread] = 0
-                _call(_PTRACE_INTERRUPT, thread)
+                ptrace(_PTRACE_INTERRUPT, thread)
                 _, status = os.waitpid(thread, _WALL)
                 if not os.WIFSTOPPED(status):
                     del self._stopped[thread]
                     if thread == self.pid:
                         raise ProcessLookupError(3, "it has ended")
-                elif status >> 16 != _PTRACE_EVENT_STOP:
+                elif thread == self.pid and status >> 16 == PTRACE_EVENT_EXIT:
+                    self.exiting = True
+                elif status >> 16 != PTRACE_EVENT_STOP:
                     self._stopped[thread] = os.WSTOPSIG(status)
+                elif thread == self.pid:
+                    self._listening = os.WSTOPSIG(status) != 5  # SIGTRAP: by our interrupt
 
     def _resume(self) -> None:
         for thread, signal in self._stopped.items():
             with contextlib.suppress(ProcessLookupError):
-                _call(_PTRACE_DETACH, thread, signal)
+                if not (self._traced and thread == self.pid):
+                    ptrace(_PTRACE_DETACH, thread, signal)
+                elif not self.exiting:
+                    ptrace(PTRACE_LISTEN if self._listening else PTRACE_CONT, thread, signal)
+        if self._stopped:
+            self.longest_pause = max(self.longest_pause, time.monotonic() - self._since)
         self._stopped.clear()
-        for descriptor in (self._memory, self._pagemap):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._memory = self._pagemap = -1
+
+    def _regset(self, thread: int, note: int, buffer: ctypes.Array[ctypes.c_char]) -> bytes:
+        vector = _IoVec(ctypes.addressof(buffer), len(buffer))
+        ptrace(_PTRACE_GETREGSET, thread, ctypes.addressof(vector), note)
+        return buffer.raw[: vector.length]
 
     def _read_registers(self) -> None:
         machine = platform.machine()
@@ -169,35 +206,51 @@ class Process:
                 "x86_64 and aarch64 are known",
             )
         found = []
-        pointers = []
+        threads = []
         buffer = ctypes.create_string_buffer(1 << 16)
         for thread in self._stopped:
             for name, note in sets:
-                vector = _IoVec(ctypes.addressof(buffer), len(buffer))
                 try:
-                    _call(_PTRACE_GETREGSET, thread, ctypes.addressof(vector), note)
+                    data = self._regset(thread, note, buffer)
                 except OSError:
                     # A CPU without XSAVE has the SSE registers in the plain set.
-                    vector = _IoVec(ctypes.addressof(buffer), len(buffer))
-                    _call(_PTRACE_GETREGSET, thread, ctypes.addressof(vector), 2)
-                found.append(Registers(thread, name, buffer.raw[: vector.length]))
+                    data = self._regset(thread, 2, buffer)
+                found.append(Registers(thread, name, data))
                 if note == _NT_PRSTATUS:
-                    words = array.array("Q", buffer.raw[: vector.length])
-                    pointers.append(words[_STACK_POINTER[machine]])
+                    words = array.array("Q", data)
+                    if machine in CONTROL_BLOCK:
+                        block = words[CONTROL_BLOCK[machine]]
+                    else:
+                        tls = self._regset(thread, _NT_ARM_TLS, buffer)
+                        block = int.from_bytes(tls[:8], "little")
+                    threads.append(Thread(thread, words[STACK_POINTER[machine]], block))
         self.registers = tuple(found)
-        self.stack_pointers = tuple(pointers)
+        self.threads = tuple(threads)
 
     def maps(self) -> tuple[Mapping, ...]:
         """The readable mappings, in order of address."""
         found = []
         with self._proc.joinpath("maps").open() as lines:
             for line in lines:
-                span, permissions, _, _, inode, *path = line.rstrip("\n").split(maxsplit=5)
+                span, permissions, offset, _, inode, *path = line.rstrip("\n").split(maxsplit=5)
                 start, end = (int(bound, 16) for bound in span.split("-"))
                 # The vsyscall page stands above the user's half: pread cannot take its address.
                 if permissions[0] == "r" and end <= 1 << 63:
-                    found.append(Mapping(start, end, permissions, int(inode), "".join(path)))
+                    name = "".join(path)
+                    found.append(
+                        Mapping(start, end, permissions, int(inode), name, int(offset, 16))
+                    )
         return tuple(found)
+
+    def arguments(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(start, end) of the arguments and of the environment that it was started with."""
+        fields = self._proc.joinpath("stat").read_text().rpartition(") ")[2].split()
+        argv, argv_end, environ, environ_end = (int(field) for field in fields[45:49])
+        return (argv, argv_end), (environ, environ_end)
+
+    def open(self, mapping: Mapping) -> BinaryIO:
+        """The file behind MAPPING, as the process sees it."""
+        return Path(f"{self._proc}/root{mapping.path}").open("rb")
 
     def present(self, mapping: Mapping) -> Iterator[tuple[int, int]]:
         """The runs of pages (start, end) of MAPPING that have contents, in memory or in swap."""
@@ -233,3 +286,33 @@ class Process:
                 page = start - start % PAGE
                 self.unreadable.add(page)
                 start = page + PAGE
+
+    def pieces(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        """The bytes of each of SPANS, in pauses that keep to the limit."""
+        if self._max_pause is None:
+            for start, end in spans:
+                yield from self.read(start, end)
+            return
+        rest = iter(spans)
+        span: tuple[int, int] | None = next(rest, None)
+        while span is not None:
+            batch: list[tuple[int, bytes]] = []
+            size = 0
+            try:
+                self._stop()
+                # Half of the time is for letting go of the threads, and for a busy machine.
+                until = self._since + self._max_pause / 2
+                while span is not None:
+                    for piece in self.read(*span):
+                        batch.append(piece)
+                        size += len(piece[1])
+                    span = next(rest, None)
+                    if size >= _SLICE or time.monotonic() >= until:
+                        break
+            except OSError as error:
+                raise CannotLook(
+                    f"process {self.pid} ended during the search", "look earlier, or at its exit"
+                ) from error
+            finally:
+                self._resume()
+            yield from batch

@@ -12,11 +12,19 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from .audit import Audit
 from .config import Config
 from .demo import Demo
+from .doctor import Doctor
 from .run import Run
 
-VERBS: tuple[Demo | Run | Config, ...] = (Demo(), Run(), Config())
+VERBS: tuple[Demo | Doctor | Run | Audit | Config, ...] = (
+    Demo(),
+    Doctor(),
+    Run(),
+    Audit(),
+    Config(),
+)
 
 
 def parser() -> argparse.ArgumentParser:

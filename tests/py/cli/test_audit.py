@@ -51,6 +51,7 @@ PLANT = r"""
 static char input[512];
 static ssize_t length;
 static char written[512] = { 1 };
+static char zeroed[1 << 16];
 
 static void put (volatile char *to)
 {
@@ -75,6 +76,19 @@ static void *in_thread (void *unused)
   return local[0] ? unused : NULL;
 }
 
+static void *in_arena (void *unused)
+{
+  put (malloc (512));
+  stand_still ();
+  return unused;
+}
+
+static void __attribute__ ((noinline)) below (void)
+{
+  volatile char room[8192];
+  put (room);
+}
+
 int main (int argc, char **argv)
 {
   const char *place = argv[1];
@@ -87,6 +101,54 @@ int main (int argc, char **argv)
       put (p + 64);
       free (p);
     }
+  else if (!strcmp (place, "bin"))
+    {
+      char *p = malloc (6000);
+      volatile char *behind = malloc (100);
+      put (p + 640);
+      free (p);
+      behind[0] = 1;
+    }
+  else if (!strcmp (place, "fast"))
+    {
+      char *p[9];
+      for (int i = 0; i < 9; i++)
+        p[i] = malloc (72);
+      put (p[8] + 16);
+      for (int i = 0; i < 9; i++)
+        free (p[i]);
+    }
+  else if (!strcmp (place, "small"))
+    {
+      char *p[9];
+      for (int i = 0; i < 9; i++)
+        p[i] = malloc (72);
+      for (int i = 0; i < 8; i++)
+        free (p[i]);
+      put (p[8] + 16);
+    }
+  else if (!strcmp (place, "top"))
+    {
+      char *p = malloc (6000);
+      put (p + 640);
+      free (p);
+    }
+  else if (!strcmp (place, "large"))
+    put ((char *)malloc (1 << 20) + 5000);
+  else if (!strcmp (place, "arena"))
+    {
+      pthread_t thread;
+      free (malloc (100));
+      pthread_create (&thread, NULL, in_arena, NULL);
+      pthread_join (thread, NULL);
+    }
+  else if (!strcmp (place, "dead"))
+    {
+      below ();
+      stand_still ();
+    }
+  else if (!strcmp (place, "bss"))
+    put (zeroed + 40000);
   else if (!strcmp (place, "stack"))
     in_thread (NULL);
   else if (!strcmp (place, "thread"))
@@ -180,22 +242,52 @@ def test_finds_each_encoding(plant: str, encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "owner"),
+    ("place", "owner", "state", "what"),
     [
-        ("heap", "heap"),
-        ("freed", "heap"),
-        ("stack", "stack"),
-        ("thread", "stack"),
-        ("data", "file"),
-        ("anonymous", "anonymous"),
-        ("seam", "anonymous"),
-        ("file", "file"),
+        ("heap", "heap", "live", ""),
+        ("small", "heap", "live", ""),
+        ("freed", "heap", "freed", ""),
+        ("fast", "heap", "freed", ""),
+        ("bin", "heap", "freed", ""),
+        ("top", "heap", "freed", "unused end of the heap"),
+        ("arena", "heap", "live", ""),
+        ("large", "heap", "live", ""),
+        ("stack", "stack", "live", "thread"),
+        ("dead", "stack", "freed", "thread"),
+        ("thread", "stack", "live", "thread"),
+        ("data", "file", "", ""),
+        ("bss", "file", "", "zero-initialised data"),
+        ("anonymous", "anonymous", "", ""),
+        ("seam", "anonymous", "", ""),
+        ("file", "file", "", ""),
     ],
 )
-def test_finds_each_place(plant: str, tmp_path: Path, place: str, owner: str) -> None:
+def test_finds_each_place(
+    plant: str, tmp_path: Path, place: str, owner: str, state: str, what: str
+) -> None:
     with started([plant, place, str(tmp_path / "file")], SECRET.encode()) as pid:
-        (hit,) = look(pid).hits
-    assert (hit.owner, hit.encoding, hit.whole) == (owner, "raw", True)
+        (finding,) = look(pid).findings
+    assert (finding.hit.owner, finding.hit.encoding, finding.hit.whole) == (owner, "raw", True)
+    assert (finding.place.state, finding.place.what[: len(what)]) == (state, what)
+    if owner == "heap" and place != "top":
+        size = {"small": 72, "fast": 72, "freed": 600, "bin": 6000, "large": 1 << 20}.get(
+            place, 512
+        )
+        assert finding.place.block % 16 == 0
+        assert size <= finding.place.block_size < size + 8192
+        offset = {"small": 16, "fast": 16, "freed": 64, "bin": 640, "large": 5000}.get(place, 0)
+        assert finding.hit.address == finding.place.block + offset
+
+
+def test_what_stands_around_is_told_without_the_secret(plant: str) -> None:
+    with started([plant, "anonymous"], b'{"key": "' + SECRET.encode() + b'"}') as pid:
+        (finding,) = look(pid).findings
+    assert finding.before.endswith('{"key": "')
+    assert finding.after.startswith('"}')
+    with started([plant, "anonymous"], SECRET.encode()[:20] + b"#" + SECRET.encode()[20:]) as pid:
+        one, other = look(pid).findings
+    assert one.after.startswith("#*********")
+    assert other.before.endswith("**********#")
 
 
 def test_finds_a_register(plant: str) -> None:

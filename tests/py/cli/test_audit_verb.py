@@ -1,0 +1,406 @@
+"""malloc-arena audit from outside: planted copies, their owners, their lines; codes and streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SECRET = "kT7/+9aQ=zz&Lm4%pWx@c1RfGh5~~~B3"
+MASKED = bytes(byte ^ 0x5A for byte in SECRET.encode()).hex()
+
+# Each copy is made of the masked secret by C code on one line, whose comment says what it must be
+# found as: owner, state, type, form.
+PLANT = """
+import base64, os, sys, time, urllib.parse
+key = bytes.fromhex(sys.argv[1])
+mask = (0x5A).__xor__
+a = bytes(map(mask, key))                                      # pymalloc live bytes raw
+b = bytearray(map(mask, key))                                  # pymalloc live - raw
+c = bytes(map(mask, key)).decode()                             # pymalloc live str raw
+d = int.from_bytes(bytes(map(mask, key)), "big")               # pymalloc live int int
+e = {bytes(map(mask, key)).decode(): 1}                        # pymalloc live str raw
+f = "\\u20ac" + bytes(map(mask, key)).decode()                 # pymalloc live str utf-16le
+g = base64.b64encode(bytes(map(mask, key))).decode()           # pymalloc live str base64+0
+h = base64.b64encode(b"a" + bytes(map(mask, key))).decode()    # pymalloc live str base64+1
+i = base64.b64encode(b"ab" + bytes(map(mask, key))).decode()   # pymalloc live str base64+2
+j = bytes(map(mask, key)).hex()                                # pymalloc live str hex
+k = "%s%9000d" % (bytes(map(mask, key)).decode(), 1)           # heap live str raw
+m = bytes(map(mask, key)).decode()[::-1]                       # pymalloc live str reversed
+n = bytes(map(mask, key)).decode()[9:21]                       # pymalloc live str fragment
+o = "%s%900000d" % (bytes(map(mask, key)).decode(), 1)         # heap live str raw
+def fail():
+    local = bytes(map(mask, key)).decode()                     # pymalloc live str raw
+    raise ValueError
+try:
+    fail()
+except ValueError as error:
+    kept = error
+if len(sys.argv) > 2:
+    os.write(1, b"x")
+    os.read(0, 1)
+"""
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(SECRET + "\n")
+    return path
+
+
+def audit(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "malloc_arena", "audit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        **options,
+    )
+
+
+def look(done: subprocess.CompletedProcess[str], number: int = -1) -> dict[str, Any]:
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stderr == ""
+    data = json.loads(done.stdout[done.stdout.index("{") :])
+    assert data["schema"] == "malloc-arena/audit/1"
+    one: dict[str, Any] = data["looks"][number]
+    assert one["outside"] + one["inside"] == len(one["findings"])
+    return one
+
+
+@pytest.fixture
+def waiting() -> Iterator[Any]:
+    """Starts programs that write "x" when they are ready."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+        started.append(child)
+        assert child.stdout
+        assert child.stdout.read(1) == b"x"
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def test_every_planted_copy_is_found_with_its_owner_and_its_line(
+    token: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "plant.py"
+    script.write_text(PLANT)
+    done = audit("--secret-file", token, "--trace", "--json", "--", sys.executable, script, MASKED)
+    assert done.returncode == 1
+    assert SECRET not in done.stdout
+    findings = look(done)["findings"]
+    by_line: dict[int, set[str]] = {}
+    for one in findings:
+        for frame in one["traceback"][:1]:
+            assert frame["file"] == str(script)
+            form = one["encoding"] if one["whole"] else "fragment"
+            told = f"{one['owner']} {one['state']} {one['what'] or '-'} {form}"
+            by_line.setdefault(frame["line"], set()).add(told)
+            assert frame["text"].startswith(PLANT.splitlines()[frame["line"] - 1].strip()[:20])
+    planted = 0
+    for number, line in enumerate(PLANT.splitlines(), 1):
+        if expected := re.search(r"# (\w+ \w+ [\w-]+ \S+)$", line):
+            planted += 1
+            assert expected[1] in by_line.get(number, set()), (line, by_line.get(number))
+    assert planted == 15
+
+
+def test_arguments_environment_and_a_live_process(
+    token: Path, tmp_path: Path, waiting: Any
+) -> None:
+    script = tmp_path / "plant.py"
+    script.write_text("import os; os.write(1, b'x'); os.read(0, 1)\n")
+    child = waiting(
+        [sys.executable, str(script), "--token=" + SECRET], env=os.environ | {"TOKEN": SECRET}
+    )
+    done = audit("--secret-file", token, "--pid", str(child.pid), "--json")
+    owners = {one["owner"] for one in look(done)["findings"] if one["whole"]}
+    assert {"argv", "environ", "pymalloc"} <= owners
+    (argument,) = (one for one in look(done)["findings"] if one["owner"] == "argv")
+    assert argument["before"].endswith("--token=")
+    assert child.poll() is None
+    child.stdin.write(b"y")
+    child.stdin.flush()
+    assert child.wait(timeout=30) == 0
+
+
+def test_a_core_file_and_a_raw_dump(token: Path, tmp_path: Path, waiting: Any) -> None:
+    script = tmp_path / "plant.py"
+    script.write_text(PLANT)
+    child = waiting([sys.executable, str(script), MASKED, "wait"])
+    if shutil.which("gcore") is None:
+        pytest.skip("gcore is not installed: apt-get install gdb")
+    subprocess.run(
+        ["gcore", "-o", str(tmp_path / "core"), str(child.pid)], check=True, capture_output=True
+    )
+    core = tmp_path / f"core.{child.pid}"
+    live = look(audit("--secret-file", token, "--pid", str(child.pid), "--json"))
+    dead = look(audit("--secret-file", token, "--core", core, "--json"))
+
+    def told(one: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(one[key]) for key in ("address", "owner", "state", "what", "encoding"))
+
+    kept = {told(one) for one in live["findings"] if one["owner"] in ("pymalloc", "heap")}
+    assert len(kept) >= 15
+    assert kept - {told(one) for one in dead["findings"]} == set()
+    assert dead["threads"] == 1
+
+    raw = tmp_path / "memory"
+    raw.write_bytes(b"\0" * 70000 + SECRET.encode() + b"\0" * 70000)
+    (found,) = look(audit("--secret-file", token, "--core", raw, "--json"))["findings"]
+    assert (found["owner"], found["address"], found["whole"]) == ("dump", 70000, True)
+
+
+def test_copies_in_the_arena_are_no_findings(token: Path, tmp_path: Path, waiting: Any) -> None:
+    script = tmp_path / "vault.py"
+    script.write_text(
+        "import os, sys, malloc_arena\n"
+        "vault = malloc_arena.get(malloc_arena.HEAP_SECURE)\n"
+        "key = bytes.fromhex(sys.argv[1])\n"
+        "with vault:\n"
+        "    kept = bytes(map((0x5A).__xor__, key)).decode()\n"
+        "os.write(1, b'x'); os.read(0, 1)\n"
+    )
+    child = waiting([sys.executable, str(script), MASKED])
+    done = audit("--secret-file", token, "--pid", str(child.pid), "--json")
+    assert done.returncode == 0
+    found = look(done)
+    assert (found["outside"], found["inside"]) == (0, 1)
+    assert found["findings"][0]["owner"] == "arena"
+
+
+def test_clean_runs_have_no_finding(token: Path) -> None:
+    for _ in range(5):
+        done = audit(
+            "--secret-file", token, "--json", "--", sys.executable, "-c", "import json, ssl"
+        )
+        assert done.returncode == 0
+        assert look(done)["findings"] == []
+
+
+def test_a_program_is_searched_at_the_signal_and_at_intervals(token: Path, tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, sys\n"
+        "kept = bytes(map((0x5A).__xor__, bytes.fromhex(sys.argv[1])))\n"
+        "os.write(1, b'x'); os.read(0, 1)\n"
+        "sys.exit(7)\n"
+    )
+    command = [sys.executable, "-m", "malloc_arena", "audit", "--secret-file", str(token)]
+    report = tmp_path / "report"
+    command += ["--json", "--output", str(report), "--", sys.executable, str(script), MASKED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.read(1) == b"x"
+        child.send_signal(signal.SIGUSR1)
+        time.sleep(4)
+        child.stdin.write(b"y")
+        child.stdin.close()
+        assert child.wait(timeout=60) == 1
+    data = json.loads(report.read_text())
+    assert data["exit_status"] == 7
+    assert [one["why"] for one in data["looks"]] == ["signal", "exit"]
+    assert {one["state"] for one in data["looks"][0]["findings"]} >= {"live"}
+
+    done = audit(
+        "--secret-file", token, "--every", "0.2", "--json", "--",
+        sys.executable, "-c", "import time; time.sleep(3)",
+    )  # fmt: skip
+    looks = json.loads(done.stdout)["looks"]
+    assert len(looks) >= 2
+    assert {one["why"] for one in looks[:-1]} == {"interval"}
+    assert looks[-1]["why"] == "exit"
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("import sys; sys.exit(3)", 3),
+        ("import os; os._exit(4)", 4),
+        ("raise ValueError('boom')", 1),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15),
+        ("import subprocess, sys; sys.exit(subprocess.call(['sh', '-c', 'exit 5']))", 5),
+        ("import threading, time; threading.Thread(target=time.sleep, args=(.5,)).start()", 0),
+    ],
+)
+def test_every_way_to_end_is_seen(token: Path, code: str, status: int, trace: bool) -> None:
+    options = ["--trace"] if trace else []
+    done = audit("--secret-file", token, *options, "--json", "--", sys.executable, "-c", code)
+    data = json.loads(done.stdout)
+    assert data["exit_status"] == status
+    assert [one["why"] for one in data["looks"]] == ["exit"]
+    if "boom" in code:
+        assert done.stderr.splitlines()[-1] == "ValueError: boom"
+        assert "agent.py" not in done.stderr
+
+
+def test_the_secret_comes_by_each_way_and_not_to_the_program(token: Path, tmp_path: Path) -> None:
+    clean = ["--json", "--", sys.executable, "-c", "pass"]
+    assert (
+        audit("--secret-env", "TOKEN", *clean, env=os.environ | {"TOKEN": SECRET}).returncode == 0
+    )
+    with token.open("rb") as file:
+        done = audit("--secret-fd", str(file.fileno()), *clean, pass_fds=(file.fileno(),))
+    assert done.returncode == 0
+    raw = tmp_path / "raw"
+    raw.write_bytes(SECRET.encode())
+    terminal, device = os.openpty()
+    # A session leader that opens the terminal gets it as its own, which is what getpass asks.
+    name = os.ttyname(device)
+    command = [sys.executable, "-m", "malloc_arena", "audit", "--core", str(raw), "--json"]
+    asking = subprocess.Popen(
+        ["sh", "-c", f'exec "$@" <{name} >{name} 2>&1', "sh", *command], start_new_session=True
+    )
+    said = b""
+    while b"Secret to look for: " not in said:
+        said += os.read(terminal, 1024)
+    os.write(terminal, SECRET.encode() + b"\n")
+    os.close(device)
+    try:
+        while piece := os.read(terminal, 4096):
+            said += piece
+    except OSError:  # EIO: it ended
+        pass
+    assert asking.wait(timeout=60) == 1
+    os.close(terminal)
+    assert b'"owner": "dump"' in said
+    assert SECRET.encode() not in said
+
+
+def test_usage_and_what_cannot_be_looked_at(token: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("short\n")
+    given = ("--secret-file", token)
+    for arguments in (
+        given,
+        (*given, "--pid", "1", "--core", "x"),
+        (*given, "--pid", "no"),
+        (*given, "--pid", "1", "--trace"),
+        (*given, "--max-pause", "0", "--pid", "1"),
+        ("--secret-file", empty, "--pid", "1"),
+        ("--secret-file", tmp_path / "none", "--pid", "1"),
+        ("--secret-env", "NOT_SET_HERE", "--pid", "1"),
+    ):
+        done = audit(*arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert "usage: malloc-arena audit" in done.stderr
+    for arguments, said in (
+        ((*given, "--pid", str(2**22 - 1)), "cannot be read"),
+        ((*given, "--core", tmp_path / "none"), "No such file"),
+        ((*given, "--", str(tmp_path / "none")), "No such file"),
+        ((*given, "--trace", "--", "true"), "--trace cannot look into true"),
+    ):
+        done = audit(*arguments)
+        assert (done.returncode, done.stdout) == (3, ""), arguments
+        assert said in done.stderr
+
+
+def test_text_fits_a_terminal_and_page_needs_nothing_else(
+    token: Path, tmp_path: Path, waiting: Any
+) -> None:
+    script = tmp_path / "plant.py"
+    script.write_text(PLANT)
+    page = tmp_path / "page.html"
+    child = waiting([sys.executable, str(script), MASKED, "wait"])
+    done = audit("--secret-file", token, "--pid", str(child.pid), "--html", page)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in done.stdout
+    assert "copies of the secret" in lines[0]
+    assert "live pymalloc, str of" in done.stdout
+    html = page.read_text()
+    for text in (done.stdout, html):
+        assert SECRET not in text
+        assert SECRET[9:21] not in text
+    assert not re.search(r"\b(src|href)=|url\(|@import|https?://", html)
+    assert html.count('<tbody class="finding"') == int(lines[0].split(": ")[1].split()[0])
+    assert "<!--" not in html
+
+
+def test_a_service_under_load_loses_no_request(token: Path, tmp_path: Path, waiting: Any) -> None:
+    script = tmp_path / "service.py"
+    script.write_text(
+        "import http.server, os, sys\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200); self.send_header('Content-Length', '2')\n"
+        "        self.end_headers(); self.wfile.write(b'ok')\n"
+        "    def log_message(self, *_): pass\n"
+        "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)\n"
+        "kept = bytearray(100 << 20)\n"
+        "kept[::4096] = b'k' * len(kept[::4096])\n"
+        "print('x%d' % server.server_port, flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    child = waiting([sys.executable, str(script)])
+    port = int(child.stdout.readline())
+    failed: list[str] = []
+    answered = 0
+    stop = threading.Event()
+
+    def load() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+                    if answer.read() != b"ok":
+                        failed.append("wrong")
+            except OSError as error:
+                failed.append(str(error))
+            answered += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    done = audit("--secret-file", token, "--pid", str(child.pid), "--max-pause", "20", "--json")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert answered > 20
+    found = look(done)
+    assert found["scanned_bytes"] > 100 << 20
+    # The limit is what it aims at; the machine may be busy when it comes to letting go.
+    assert found["longest_pause_ms"] < 200
+
+
+def test_memory_use_is_bounded(token: Path, tmp_path: Path, waiting: Any) -> None:
+    script = tmp_path / "large.py"
+    script.write_text(
+        "import os\nkept = bytearray(400 << 20)\nkept[::4096] = b'k' * len(kept[::4096])\n"
+        "os.write(1, b'x'); os.read(0, 1)\n"
+    )
+    child = waiting([sys.executable, str(script)])
+    code = (
+        "import resource, sys; from malloc_arena import cli; code = cli.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "audit", "--secret-file", str(token), "--pid", str(child.pid)],
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout.splitlines()[-1]) < 150 << 10, done.stdout + done.stderr
