@@ -390,8 +390,8 @@ import dataclasses
 arena = {ARENAS[name]}
 kept = []
 def work():
-    dead = [bytes(n * 7) for n in range(3000)]
-    kept.extend(dead[::50])
+    dead = [bytes(n * 7) for n in range(600)]  # within the lock limit of an ordinary user
+    kept.extend(dead[::10])
     kept.extend([bytes(100_000), "x" * 3000, dict.fromkeys(range(1000))])
 arena.call(work)
 with arena: key = bytes(10)
