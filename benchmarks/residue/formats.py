@@ -74,7 +74,7 @@ def xml_dom(inputs: Inputs) -> Secret:
 
     document = minidom.parseString(f"<a><b>{saxutils.escape(text(inputs))}</b></a>")
     node = document.getElementsByTagName("b")[0]
-    value = "".join(child.data for child in node.childNodes)
+    value = "".join(str(getattr(child, "data")) for child in node.childNodes)  # noqa: B009
     document.unlink()
     return value
 

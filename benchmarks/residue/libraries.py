@@ -141,7 +141,7 @@ def numpy_sort(inputs: Inputs) -> Secret:
     back: Any = np.empty_like(data)
     back[order] = np.sort(data)
     large = np.concatenate([back.astype(np.uint8)] * 4000).reshape(-1, 32)
-    return np.ascontiguousarray(large[::7]).copy()[3].tobytes()
+    return bytes(np.ascontiguousarray(large[::7]).copy()[3].tobytes())
 
 
 @operation("numpy", "numpy", "numpy.char", needs="numpy")

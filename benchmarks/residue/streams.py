@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from operation import Inputs, Secret, operation, raw, text
 
@@ -27,7 +28,7 @@ def file_binary(inputs: Inputs) -> Secret:
 def file_unbuffered(inputs: Inputs) -> Secret:
     buffer = bytearray(64)
     with open(inputs["path"], "rb", buffering=0) as file:  # noqa: PTH123
-        return bytes(buffer[: file.readinto(buffer)])  # type: ignore[attr-defined]
+        return bytes(buffer[: file.readinto(buffer)])
 
 
 @operation("files")
@@ -166,9 +167,12 @@ def shelf(inputs: Inputs) -> Secret:
     import shelve
 
     path = str(Path(inputs["directory"], "shelf"))
-    with shelve.Shelf(dbm.dumb.open(path)) as store:
+    database: Any = dbm.dumb.open(path)
+    store: Any
+    with shelve.Shelf(database) as store:
         store["password"] = text(inputs)
-    with shelve.Shelf(dbm.dumb.open(path)) as store:
+    database = dbm.dumb.open(path)
+    with shelve.Shelf(database) as store:
         return str(store["password"])
 
 
