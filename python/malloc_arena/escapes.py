@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from .arena import Arena
 
+_Module = type(sys)
+
 
 @dataclass(frozen=True, slots=True)
 class Escape:
@@ -50,7 +52,9 @@ def _objects() -> Iterator[object]:
     while pending:
         one = pending.pop()
         yield one
-        values = gc.get_referents(one)
+        # Of a module the collector may be shown more than lives: 3.12's _asyncio has it look at a
+        # free list, whose objects must not be touched.
+        values: list[object] = [vars(one)] if isinstance(one, _Module) else gc.get_referents(one)
         if isinstance(one, dict):
             values += dict.keys(one)  # texts among them are not shown to the collector
         for value in values:

@@ -126,6 +126,24 @@ def test_in_a_scope(own: Arena) -> None:
     assert kept
 
 
+def test_does_not_touch_dead_objects(child: Callable[..., Child]) -> None:
+    """What is on a free list that a module shows to the collector is not alive."""
+    child(
+        """
+import asyncio
+vault = get(HEAP_SECURE)
+async def work():
+    for _ in range(20):
+        await asyncio.gather(*[asyncio.to_thread(int) for _ in range(5)])
+for _ in range(3):
+    asyncio.run(vault.run(work()))
+    asyncio.run(work())
+    vault.escapes()
+    gc.collect()
+"""
+    ).ends()
+
+
 def test_names_an_import(child: Callable[..., Child]) -> None:
     child(
         """

@@ -442,11 +442,11 @@ vault = get(HEAP_SECURE)
 with vault:
     key = b"".join([b"the ", b"key"]) * 10
 listener = socket.create_server(("127.0.0.1", 0))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 workers = []
 for _ in range(3):
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         while True:
             connection, _ = listener.accept()
             with vault:
