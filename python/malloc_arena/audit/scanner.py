@@ -207,6 +207,10 @@ class _Sieve:
                 table[byte] |= 1 << group
             self._lengths.append(min(map(_shortest, members), default=0))
         self._table = bytes(table)
+        self._grams = [
+            {gram.replace(b"\0", b"") for needle in members for _, gram in needle.grams()}
+            for members in self.members
+        ]
         self._used = [group for group in range(8) if self.members[group]]
         self._least = min(self._lengths[group] for group in self._used)
 
@@ -219,7 +223,10 @@ class _Sieve:
         if not _run(runs, self._least):
             return []
         ones = int.from_bytes(b"\1" * len(rest), "little")
-        return [group for group in self._used if _run(runs, self._lengths[group]) & ones << group]
+        found = [g for g in self._used if _run(runs, self._lengths[g]) & ones << g]
+        # A row of dashes is such a run, too. The wide forms are one with the narrow here.
+        bare = data.translate(None, b"\0") if found else b""
+        return [group for group in found if any(gram in bare for gram in self._grams[group])]
 
 
 def _group(encoding: str) -> int:
