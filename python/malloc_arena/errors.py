@@ -87,7 +87,7 @@ def unavailable(error: int, kind: int) -> ArenaUnavailable:
         return ArenaUnavailable(
             f"{name} with these options is not something an arena can be",
             "Combine HEAP_ISOLATED and HEAP_SECRETMEM with HEAP_SECURE; heap_size is 64 KiB to "
-            "64 MiB; isolate_threshold is 16 to 2048; a limit is at least a page",
+            "64 MiB; isolate_threshold is 16 to 16384; a limit is at least a page",
         )
     import os
 

@@ -56,7 +56,8 @@ complete (struct malloc_arena_options *options)
   if (options->isolate_threshold == 0)
     options->isolate_threshold = process->isolate_threshold;
   if (options->isolate_threshold == 0)
-    options->isolate_threshold = MA_DENSE_MOST + 1;
+    options->isolate_threshold
+        = (options->kind & HEAP_SECURE ? MA_DENSE_SECURE : MA_DENSE_MOST) + 1;
   if (options->isolate_threshold < 16 || options->isolate_threshold > MA_SLOT_MOST)
     return EINVAL;
   if (options->heap_size == 0)

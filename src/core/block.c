@@ -7,13 +7,28 @@
 #include "large.h"
 #include "wipe.h"
 
+/* A block of at least the threshold. The kernel has some 30,000 mappings for a process, and each
+ * large block takes one, so that where there are thousands of them the smaller ones go into slabs. */
+static void *
+alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
+{
+  void *p = NULL;
+  if (unlikely (ma_large_crowded ()) && size <= MA_DENSE_MOST && align <= MA_SLOT_MOST
+      && !local->arena->is_isolated)
+    {
+      *is_zero = local->is_wiped;
+      p = align <= 16 ? ma_dense_alloc (local, size) : ma_dense_aligned (local, size, align);
+    }
+  return p != NULL ? p : ma_large_alloc (local, size, align, is_zero);
+}
+
 MA_HOT void *
 ma_alloc (struct ma_local *local, size_t size)
 {
   if (likely (size < local->threshold))
     return ma_dense_alloc (local, size);
   int is_zero;
-  return ma_large_alloc (local, size, 16, &is_zero);
+  return alloc_large (local, size, 16, &is_zero);
 }
 
 void *
@@ -21,7 +36,7 @@ ma_zalloc (struct ma_local *local, size_t size)
 {
   int is_zero = local->is_wiped;
   void *p = likely (size < local->threshold) ? ma_dense_alloc (local, size)
-                                             : ma_large_alloc (local, size, 16, &is_zero);
+                                             : alloc_large (local, size, 16, &is_zero);
   if (p != NULL && !is_zero)
     memset (p, 0, size);
   return p;
@@ -38,7 +53,7 @@ ma_aligned (struct ma_local *local, size_t size, size_t align)
     p = ma_dense_aligned (local, size, align);
   int is_zero;
   if (p == NULL)
-    p = ma_large_alloc (local, size, align, &is_zero);
+    p = alloc_large (local, size, align, &is_zero);
   if (p != NULL)
     errno = saved;
   return p;

@@ -168,14 +168,16 @@ recall (struct ma_unit *unit)
 
 static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
 
-/* Opens the next pages of the slab: as many as there are, so that small users hold little and large
- * ones ask seldom. 0 or an errno. */
+/* Opens the next pages of the slab, and with them a slot at least: as many as there are, so that small
+ * users hold little and large ones ask seldom. 0 or an errno. */
 static int
 extend (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = local->arena;
   unsigned from = unit->opened;
   unsigned to = from == 0 ? 1 : 2 * from;
+  while (((size_t)to << MA_PAGE_SHIFT) / unit->slot == unit->avail)
+    to *= 2;
   if (to > MA_SLAB_PAGES)
     to = MA_SLAB_PAGES;
   char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
@@ -345,7 +347,7 @@ static void
 close_slab (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = local->arena;
-  if (os_release (unit->base, MA_UNIT) == 0)
+  if (ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
     unit->state = 0;
   else
     os_discard (unit->base, (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);

@@ -135,6 +135,15 @@ ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
 }
 
 int
+ma_heap_close (void *p, size_t size, uint8_t state)
+{
+  if (state == 0)
+    return 0;
+  int refused = os_release (p, size);
+  return refused == 0 || state & MA_UNIT_SECRET ? refused : os_restore (p, size);
+}
+
+int
 ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *locked)
 {
   *locked = 0;

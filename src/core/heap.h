@@ -96,6 +96,8 @@ void ma_heap_refund (malloc_arena *arena, size_t bytes);
 /* Makes a unit's SIZE bytes at P accessible with the arena's dump and fork properties. STATE is the
  * unit's memory of what the kernel was told. 0 or an errno. */
 int ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state);
+/* The way back: as first reserved, whatever it was told. 0 or an errno. */
+int ma_heap_close (void *p, size_t size, uint8_t state);
 /* Locks memory that is opened, where the arena wants it. *LOCKED tells whether it is; 0, or the errno
  * of the kernel's refusal. The caller may give something back and try again before it accepts that
  * with ma_heap_unlockable (noted, and said once where that is due): 0, go on unlocked, or EPERM under `require`. */

@@ -14,8 +14,11 @@ enum
   WARM_BYTES = 2 << 20, /* a local arena keeps at most this much */
   VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
   SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
-  SAMPLE = 64
+  SAMPLE = 64,
+  CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
 };
+
+static _Atomic unsigned ranges; /* of all arenas */
 
 /* ---- bins ---- */
 
@@ -121,6 +124,7 @@ is_intact (const struct ma_unit *unit)
 static void
 link_range (malloc_arena *arena, struct ma_unit *unit)
 {
+  atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
   pthread_mutex_lock (&arena->lock);
   unit->heap_previous = NULL;
   unit->heap_next = arena->larges;
@@ -133,6 +137,7 @@ link_range (malloc_arena *arena, struct ma_unit *unit)
 static void
 unlink_range (malloc_arena *arena, struct ma_unit *unit)
 {
+  atomic_fetch_sub_explicit (&ranges, 1, memory_order_relaxed);
   pthread_mutex_lock (&arena->lock);
   if (unit->heap_previous)
     unit->heap_previous->heap_next = unit->heap_next;
@@ -153,12 +158,13 @@ close_range (malloc_arena *arena, struct ma_unit *unit)
   ma_heap_refund (arena, bytes);
   if (unit->is_locked)
     ma_heap_unlocked (arena, bytes);
-  unit->state = 0;
-  if (os_release (start, bytes) == 0)
+  if (ma_heap_close (start, bytes, unit->state) == 0)
     {
+      unit->state = 0;
       ma_region_give (unit, unit->units);
       return;
     }
+  unit->state = 0;
   /* No mapping can be split any more. The pages go back; the address space is not used again, as
    * what the kernel was told of it could not be taken back. */
   os_discard (start, bytes, unit->is_locked);
@@ -204,8 +210,8 @@ open_range (struct ma_local *local, size_t pages, int *refused)
   if (*refused)
     {
       ma_heap_refund (arena, bytes);
-      os_release (start, bytes);
-      ma_region_give (unit, units);
+      if (ma_heap_close (start, bytes, unit->state) == 0)
+        ma_region_give (unit, units);
       return NULL;
     }
   for (uint32_t i = 1; i < units; i++)
@@ -400,6 +406,12 @@ ma_large_resize (struct ma_unit *unit, void *p, size_t size)
   place (unit, block, size);
   atomic_fetch_add_explicit (&arena->large_bytes, size - before, memory_order_relaxed);
   return block;
+}
+
+int
+ma_large_crowded (void)
+{
+  return atomic_load_explicit (&ranges, memory_order_relaxed) >= CROWD;
 }
 
 int

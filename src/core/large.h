@@ -19,6 +19,8 @@ size_t ma_large_check (struct ma_unit *unit, const void *p);
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p);
 /* Another size in the same pages: the block moves within them. NULL where they do not fit it. */
 void *ma_large_resize (struct ma_unit *unit, void *p, size_t size);
+/* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
+int ma_large_crowded (void);
 /* The warm ranges back to the kernel; whether there were any. Lock held. */
 int ma_large_flush (struct ma_local *local);
 

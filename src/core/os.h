@@ -44,6 +44,11 @@ int os_close (void *p, size_t size);
 /* As first reserved: inaccessible, unlocked, its pages and guards gone, its advice forgotten, in one
  * step. Not a wipe: the pages are zeroed when the kernel gives them out again. */
 int os_release (void *p, size_t size);
+/* The same for anonymous memory (not secret memory, which keeps its pages) where os_release is
+ * refused: at max_map_count the kernel makes no mapping, not even in the place of another. What the
+ * memory was told is taken back step by step; where it is a mapping of its own no step splits one,
+ * and the last joins it to its neighbours, which makes room again. */
+int os_restore (void *p, size_t size);
 /* Write-protects a structure of whole pages, or makes it writable again. */
 int os_seal (void *p, size_t size, int sealed);
 

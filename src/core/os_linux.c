@@ -21,6 +21,7 @@
 #endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
 #endif
 #ifndef SYS_memfd_secret
 #define SYS_memfd_secret 447
@@ -102,6 +103,22 @@ os_release (void *p, size_t size)
   advise (p, size, MADV_DONTDUMP);
   errno = saved;
   return 0;
+}
+
+int
+os_restore (void *p, size_t size)
+{
+  int refused = os_unlock (p, size);
+  if (refused == 0)
+    refused = os_discard (p, size, 0);
+  if (refused == 0)
+    {
+      advise (p, size, MADV_GUARD_REMOVE);
+      refused = os_exclude_from_dump (p, size);
+    }
+  if (refused == 0)
+    refused = os_fork_copied (p, size);
+  return refused ? refused : os_close (p, size);
 }
 
 int

@@ -2,7 +2,7 @@
  *
  * This is what the fast paths spend their time on. Sizes differ from call to call, so that a loop
  * over a slot ends in a mispredicted branch, which costs as much as 500 bytes of stores. Instead,
- * slots are in three groups, and within a group the work has one shape: a fixed number of 32-byte
+ * slots are in groups, and within a group the work has one shape: a fixed number of 32-byte
  * vectors, of which those that would lie beyond the end are done at the end once more. Where the CPU
  * has no such vectors the compiler makes two of each.
  *
@@ -20,24 +20,25 @@
 
 /* The vectors of a slot; the aligned words that hold the canary of any block of the class's own
  * sizes, which is the least canary and what one step between classes adds. In large slots neither is
- * worth a shape: 0. */
+ * worth a shape: 0. In the largest a step is more than a few vectors: -1, a loop. */
 enum
 {
-  MA_GROUPS = 3,
-  MA_TAIL = 5 /* vectors that hold the canary in the last group */
+  MA_GROUPS = 4,
+  MA_TAIL = 5 /* vectors that hold the canary in the third group */
 };
 #define MA_SLOT_GROUP(group, work)                                                                 \
   switch (group)                                                                                   \
     {                                                                                              \
     case 0: work (4, 3);  /* up to 128 */                                                          \
     case 1: work (16, 5); /* 512 */                                                                \
-    default: work (0, 0); /* 2048 */                                                               \
+    case 2: work (0, 0);  /* 2048 */                                                               \
+    default: work (0, -1);                                                                         \
     }
 
 static inline unsigned
 ma_slot_group (size_t slot)
 {
-  return slot <= 128 ? 0 : slot <= 512 ? 1 : 2;
+  return slot <= 128 ? 0 : slot <= 512 ? 1 : slot <= 2048 ? 2 : 3;
 }
 
 /* Slots are at multiples of 16. */
@@ -94,10 +95,55 @@ slot_wipe_shape (char *p, size_t slot, int vectors)
       }
 }
 
+static inline unsigned char
+slot_canary_byte (size_t at)
+{
+  return (unsigned char)(ma_sealed.canary >> (at & 7) * 8);
+}
+
+typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
+
+/* An aligned block, or one that was resized in place, may have more after it than the shape of its
+ * slot covers; those of the last group mostly have. */
+MA_COLD __attribute__ ((unused)) static void
+slot_canary_roomy (char *p, size_t size, size_t slot)
+{
+  size_t at = size;
+  for (; at & 7 && at < slot; at++)
+    ((unsigned char *)p)[at] = slot_canary_byte (at);
+  for (; at < slot; at += 8)
+    *(ma_word *)(p + at) = ma_sealed.canary;
+}
+
+MA_COLD __attribute__ ((unused)) static int
+slot_intact_roomy (const char *p, size_t size, size_t slot)
+{
+  uint64_t damage = 0;
+  size_t at = size;
+  for (; at & 7 && at < slot; at++)
+    damage |= (unsigned)(((const unsigned char *)p)[at] ^ slot_canary_byte (at));
+  for (; at < slot; at += 8)
+    damage |= *(const ma_word *)(p + at) ^ ma_sealed.canary;
+  return damage == 0;
+}
+
+/* Bytes before the end of a slot that its shape covers. */
+static inline size_t
+slot_covered (unsigned group)
+{
+  static const uint16_t covered[MA_GROUPS] = { 32, 2 * 32, MA_TAIL * 32, UINT16_MAX };
+  return covered[group];
+}
+
 /* Written over a zero slot: the bytes of the block stay zero. */
 MA_INLINE void
 slot_canary_shape (char *p, size_t size, size_t slot, int words)
 {
+  if (words < 0)
+    {
+      slot_canary_roomy (p, size, slot);
+      return;
+    }
   long long word = (long long)ma_sealed.canary;
   ma_v32 canary = { word, word, word, word };
   int tail = words == 3 ? 1 : words == 5 ? 2 : MA_TAIL;
@@ -110,11 +156,11 @@ slot_canary_shape (char *p, size_t size, size_t slot, int words)
     }
 }
 
-typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
-
 MA_INLINE int
 slot_intact_shape (const char *p, size_t size, size_t slot, int words)
 {
+  if (words < 0)
+    return slot_intact_roomy (p, size, slot);
   uint64_t c = ma_sealed.canary;
   if (words)
     {
@@ -136,37 +182,6 @@ slot_intact_shape (const char *p, size_t size, size_t slot, int words)
       damage |= (*(const ma_v32 *)(p + slot - 32 * i) ^ canary) & mask;
     }
   return (damage[0] | damage[1] | damage[2] | damage[3]) == 0;
-}
-
-/* An aligned block, or one that was resized in place, may have more after it than the shape covers;
- * it is filled, and looked at, byte by byte. */
-static inline size_t
-slot_covered (unsigned group)
-{
-  static const uint8_t tails[MA_GROUPS] = { 1, 2, MA_TAIL };
-  return 32u * tails[group];
-}
-
-static inline unsigned char
-slot_canary_byte (size_t at)
-{
-  return (unsigned char)(ma_sealed.canary >> (at & 7) * 8);
-}
-
-MA_COLD __attribute__ ((unused)) static void
-slot_canary_roomy (char *p, size_t size, size_t slot)
-{
-  for (size_t at = size; at < slot; at++)
-    ((unsigned char *)p)[at] = slot_canary_byte (at);
-}
-
-MA_COLD __attribute__ ((unused)) static int
-slot_intact_roomy (const char *p, size_t size, size_t slot)
-{
-  unsigned damage = 0;
-  for (size_t at = size; at < slot; at++)
-    damage |= ((const unsigned char *)p)[at] ^ slot_canary_byte (at);
-  return damage == 0;
 }
 
 /* Gives a free slot to a block of a size of its class: 0 if it was written since it was wiped, which

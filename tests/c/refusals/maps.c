@@ -1,5 +1,6 @@
-/* Someone uses up vm.max_map_count: free still succeeds and wipes, malloc may fail with ENOMEM, the
- * receipt stays true, and all is well when there is room again. */
+/* vm.max_map_count. Someone uses it up: free still succeeds and wipes, malloc may fail with ENOMEM, the
+ * receipt stays true, and all is well when there is room again. We do not use it up ourselves, but for
+ * isolated blocks, each of which is to have a mapping; then the same holds. */
 #include "check.h"
 
 #include <sys/mman.h>
@@ -117,16 +118,77 @@ with (unsigned kind)
     drop (i);
 }
 
+static void
+count_one (const struct check_mapping *m, void *data)
+{
+  (void)m;
+  (*(size_t *)data)++;
+}
+
+static size_t
+mappings (void)
+{
+  size_t count = 0;
+  check_mappings (0, UINTPTR_MAX, count_one, &count);
+  return count;
+}
+
+enum
+{
+  MANY = 70000
+};
+static char *many[MANY];
+
+static void
+with_many (unsigned kind)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  size_t before = mappings ();
+  size_t count = 0;
+  while (count < MANY && (many[count] = malloc_arena (arena, malloc, 2100 + count % 9000)) != NULL)
+    {
+      *many[count] = (char)count;
+      count++;
+    }
+  if (kind & HEAP_ISOLATED)
+    CHECK_EQUAL (count < MANY ? errno : ENOMEM, ENOMEM);
+  else
+    {
+      CHECK_EQUAL (count, MANY);
+      CHECK (mappings () < 30000);
+    }
+  for (size_t i = 0; i < count; i++)
+    CHECK_EQUAL (*many[i], (char)i);
+  /* Every second one first: none joins a neighbour. */
+  for (size_t i = 0; i < count; i += 2)
+    free (many[i]);
+  for (size_t i = 1; i < count; i += 2)
+    free (many[i]);
+  CHECK_EQUAL (check_stats (arena).live_blocks, 0);
+  CHECK (mappings () < before + 1000);
+  free (malloc_arena (arena, malloc, 1 << 20));
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+  CHECK (mappings () <= before);
+}
+
 int
 main (int argc, char **argv)
 {
+  if (argc > 1 && strncmp (argv[1], "many", 4) == 0)
+    {
+      with_many (strcmp (argv[1], "many isolated") == 0 ? HEAP_SECURE | HEAP_ISOLATED
+                                                        : HEAP_SECURE);
+      return 0;
+    }
   if (argc > 1)
     {
       with (strcmp (argv[1], "isolated") == 0 ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE);
       return 0;
     }
-  static const char *const kinds[] = { "secure", "isolated" };
-  for (unsigned i = 0; i < 2; i++)
+  static const char *const kinds[] = { "secure", "isolated", "many", "many isolated" };
+  for (unsigned i = 0; i < 4; i++)
     {
       struct check_outcome outcome = check_again (kinds[i], NULL);
       if (outcome.exit_code == CHECK_SKIP_CODE)
