@@ -104,7 +104,42 @@ def exhausted(name: str, limit: int, held: int, live: int, blocks: int, locked: 
             f'arena "{name}" is at its limit of {limit} bytes: {state}. Raise limit=, or drop what '
             "is still alive in it"
         )
-    return (
-        f'arena "{name}" gets no more memory from the kernel: {state}; RLIMIT_MEMLOCK is '
-        f'{lock_limit()}. {_RAISE_LOCK_LIMIT}, or use lock="prefer"'
-    )
+    reason = f'arena "{name}" gets no more memory from the kernel: {state}'
+    used, most = _mappings()
+    if most and used > most * 0.99:
+        return (
+            f"{reason}; the process has {used} mappings, and vm.max_map_count is {most}. Raise it "
+            f"(sysctl -w vm.max_map_count={2 * most})"
+        )
+    if _may_lock(locked):
+        return (
+            f"{reason}. Raise RLIMIT_AS (ulimit -v) or the memory limit of the container, or drop "
+            "what is still alive in it"
+        )
+    return f'{reason}; RLIMIT_MEMLOCK is {lock_limit()}. {_RAISE_LOCK_LIMIT}, or use lock="prefer"'
+
+
+def _mappings() -> tuple[int, int]:
+    """This process's mappings, and how many the kernel lets it have (0 where that is not known)."""
+    try:
+        with open("/proc/self/maps", "rb") as maps:  # noqa: PTH123  pathlib is not loaded yet
+            used = sum(1 for _ in maps)
+        with open("/proc/sys/vm/max_map_count", "rb") as most:  # noqa: PTH123
+            return used, int(most.read())
+    except OSError:
+        return 0, 0
+
+
+def _may_lock(locked: int) -> bool:
+    """Whether the kernel would have locked a large heap's worth more."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit == resource.RLIM_INFINITY or locked + (1 << 20) < limit:
+        return True
+    try:
+        with open("/proc/self/status", "rb") as status:  # noqa: PTH123
+            effective = next(line for line in status if line.startswith(b"CapEff:"))
+    except (OSError, StopIteration):
+        return False
+    return bool(int(effective.split()[1], 16) >> 14 & 1)  # CAP_IPC_LOCK

@@ -205,6 +205,22 @@ def test_a_full_arena_says_so() -> None:
     assert arena.owns(id(kept[0]))
 
 
+def test_the_mapping_limit_is_named() -> None:
+    """Every isolated block takes one of the process's mappings."""
+    with open("/proc/sys/vm/max_map_count") as file:
+        most = int(file.read())
+    if most > 100_000:
+        pytest.skip("vm.max_map_count is too high to be used up in a test")
+    arena = Arena(HEAP_SECURE | HEAP_ISOLATED, lock="off")
+    kept = []
+    with pytest.raises(MemoryError, match=rf"vm\.max_map_count is {most}. Raise it \(sysctl"):
+        while True:
+            kept.append(arena.buffer(16))
+    assert len(kept) > 1000
+    kept.clear()
+    arena.close()
+
+
 def test_other_memory_errors_are_left_alone(own: Arena) -> None:
     for text in ((), ("mine",)):
         with pytest.raises(MemoryError) as error, own:
