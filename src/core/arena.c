@@ -451,7 +451,7 @@ abandon (struct ma_local *local)
 {
   for (struct ma_unit *heap = local->heaps; heap; heap = heap->heap_next)
     for (uint32_t i = 0; i < heap->heap_units; i++)
-      if (heap[i].state & MA_UNIT_FORK_ABSENT)
+      if (heap[i].state != 0)
         os_release (heap[i].base, MA_UNIT);
   struct ma_local *next = local->next;
   struct ma_thread *owner = atomic_load (&local->owner);

@@ -166,6 +166,15 @@ recall (struct ma_unit *unit)
       set_free (unit, slot, slot + 1, 1);
 }
 
+/* Pages of a slab that have slots: where pages are large and slots are small not all have, as their
+ * number is bounded. */
+static unsigned
+slab_pages (const struct ma_unit *unit)
+{
+  size_t most = ((size_t)MA_SLOTS * unit->slot + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  return most < MA_SLAB_PAGES ? (unsigned)most : MA_SLAB_PAGES;
+}
+
 static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
 
 /* Opens the next pages of the slab, and with them a slot at least: as many as there are, so that small
@@ -178,8 +187,8 @@ extend (struct ma_local *local, struct ma_unit *unit)
   unsigned to = from == 0 ? 1 : 2 * from;
   while (((size_t)to << MA_PAGE_SHIFT) / unit->slot == unit->avail)
     to *= 2;
-  if (to > MA_SLAB_PAGES)
-    to = MA_SLAB_PAGES;
+  if (to > slab_pages (unit))
+    to = slab_pages (unit);
   char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
   size_t size = (size_t)(to - from) << MA_PAGE_SHIFT;
   if (ma_heap_charge (arena, size))
@@ -535,7 +544,7 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
     {
       if (find_word (unit))
         return unit;
-      if (unit->opened != 0 && unit->opened < MA_SLAB_PAGES)
+      if (unit->opened != 0 && unit->opened < slab_pages (unit))
         {
           *refused = extend (local, unit);
           return *refused ? NULL : unit;

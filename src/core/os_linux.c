@@ -49,10 +49,25 @@ outcome (long result, int saved)
   return refused;
 }
 
+/* A user-mode emulator says yes to advice that it does not know, and does nothing. */
+static int
+is_advice_ignored (void)
+{
+  static _Atomic signed char known; /* -1: heeded, 1: ignored */
+  if (known == 0)
+    known = madvise (NULL, 0, -1) == 0 ? 1 : -1;
+  return known > 0;
+}
+
 static int
 advise (void *p, size_t size, int advice)
 {
   int saved = errno;
+  if (is_advice_ignored () && advice != MADV_DONTNEED)
+    {
+      errno = saved;
+      return ENOSYS;
+    }
   return outcome (madvise (p, size, advice), saved);
 }
 
@@ -173,7 +188,11 @@ int
 os_lock (void *p, size_t size)
 {
   int saved = errno;
-  return outcome (syscall (SYS_mlock2, p, size, MLOCK_ONFAULT), saved);
+  long result = syscall (SYS_mlock2, p, size, MLOCK_ONFAULT);
+  /* Before Linux 4.4, and in emulators: the pages are made present as well. */
+  if (result == -1 && errno == ENOSYS)
+    result = mlock (p, size);
+  return outcome (result, saved);
 }
 
 int
@@ -198,7 +217,7 @@ os_discard (void *p, size_t size, int locked)
   if (!locked)
     return advise (p, size, MADV_DONTNEED);
   int refused = advise (p, size, MADV_DONTNEED_LOCKED);
-  if (refused != EINVAL)
+  if (refused != EINVAL && refused != ENOSYS)
     return refused;
   /* Before 5.18 a locked page goes back only when it is unlocked meanwhile. It is empty, so that
    * nothing can be swapped in between. */

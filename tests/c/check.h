@@ -95,6 +95,34 @@ check_skip (const char *reason)
   _exit (CHECK_SKIP_CODE);
 }
 
+/* Whether a user-mode emulator (qemu-user) stands for the kernel: it says yes to any advice, and does
+ * nothing. There the library finds properties refused that a kernel gives; a test looks at what is
+ * left, and says what it left out. */
+static inline bool
+check_emulated (void)
+{
+  int saved = errno;
+  bool ignored = madvise (NULL, 0, -1) == 0;
+  errno = saved;
+  return ignored;
+}
+
+/* Whether PROPERTY (MALLOC_ARENA_...) is had by the arena of RECEIPT. A kernel that runs the tests
+ * gives it; an emulator that does not is named, once. */
+static inline bool
+check_had (struct malloc_arena_receipt receipt, unsigned property, const char *name)
+{
+  static unsigned said;
+  if (receipt.obtained & property)
+    return true;
+  if (!check_emulated () || receipt.reason[__builtin_ctz (property)] != ENOSYS)
+    check_fail (__FILE__, __LINE__, "%s is not obtained", name);
+  if (!(said & property))
+    dprintf (STDOUT_FILENO, "left out: %s, which the emulator of this kernel has not\n", name);
+  said |= property;
+  return false;
+}
+
 /* The same pointer, of which the compiler knows nothing: it would otherwise drop a malloc whose block
  * is not used, or warn of what the test does on purpose. */
 static inline void *
@@ -426,6 +454,44 @@ check_touch (const void *p, bool to_write)
 #define CHECK_FAULTS(p) CHECK_EQUAL (check_touch ((p), false), SIGSEGV)
 #define CHECK_READABLE(p) CHECK_EQUAL (check_touch ((p), false), 0)
 
+/* execv of this program, through the wrapper that Meson runs the tests with. */
+static inline void
+check_execute (char **arguments)
+{
+  char path[4096], words[512];
+  char *list[32] = { NULL };
+  unsigned n = 0;
+  const char *wrapper = getenv ("MESON_EXE_WRAPPER");
+  if (wrapper == NULL || *wrapper == '\0')
+    {
+      execv ("/proc/self/exe", arguments);
+      return;
+    }
+  ssize_t length = readlink ("/proc/self/exe", path, sizeof path - 1);
+  if (length <= 0)
+    return;
+  path[length] = '\0';
+  snprintf (words, sizeof words, "%s", wrapper);
+  for (char *word = strtok (words, " "); word != NULL && n < 16; word = strtok (NULL, " "))
+    list[n++] = word;
+  list[n++] = path;
+  for (arguments++; *arguments != NULL && n < 31; arguments++)
+    list[n++] = *arguments;
+  execvp (list[0], list);
+}
+
+/* What an emulator adds of its own when a signal ends the program. */
+static inline void
+check_drop_emulator (char *text)
+{
+  char *line = strstr (text, "qemu: uncaught target signal");
+  if (line != NULL)
+    {
+      char *end = strchr (line, '\n');
+      memmove (line, end != NULL ? end + 1 : "", end != NULL ? strlen (end + 1) + 1 : 1);
+    }
+}
+
 /* How a program ended, and what it said on standard error. */
 struct check_outcome
 {
@@ -446,6 +512,7 @@ check_wait (pid_t pid, int stderr_fd)
                || (got == -1 && errno == EINTR));)
         n += got > 0 ? (size_t)got : 0;
       close (stderr_fd);
+      check_drop_emulator (outcome.text);
     }
   int status;
   pid_t ended;
@@ -475,7 +542,7 @@ check_again (const char *argument, const char *const *environment)
       for (; environment != NULL && *environment != NULL; environment++)
         putenv (check_hide (*environment));
       char *arguments[] = { (char *)"again", check_hide (argument), NULL };
-      execv ("/proc/self/exe", arguments);
+      check_execute (arguments);
       _exit (127);
     }
   close (ends[1]);
@@ -490,7 +557,7 @@ check_options (char **arguments, const char *options)
   if (have != NULL && strcmp (have, options) == 0)
     return;
   CHECK_EQUAL (setenv ("MALLOC_ARENA_OPTIONS", options, 1), 0);
-  execv ("/proc/self/exe", arguments);
+  check_execute (arguments);
   CHECK_FAIL ("execv");
 }
 

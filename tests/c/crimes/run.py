@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 EXPECTED = re.compile(r"^ \* ([a-z0-9 -]+) at ([a-z-]+): (.+?)(?: \*/)?$")
+# What a user-mode emulator adds of its own when a signal ends the program.
+EMULATOR = re.compile(r"^qemu: uncaught target signal .*\n", re.MULTILINE)
 SETTING = re.compile(r"^ \* with ([A-Z_]+)=(.*?)(?: \*/)?$")
 
 
@@ -35,8 +38,9 @@ def verdict(
 ) -> str | None:
     """What is wrong; None: the crime was caught as expected."""
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    wrapper = shlex.split(os.environ.get("MESON_EXE_WRAPPER", ""))
     run = subprocess.run(
-        [program, variant],
+        [*wrapper, program, variant],
         env=environment | settings,
         capture_output=True,
         text=True,
@@ -44,16 +48,17 @@ def verdict(
         timeout=50,
     )
     want = getattr(signal, line) if line.startswith("SIG") else signal.SIGABRT
+    said = EMULATOR.sub("", run.stderr)
     last = (run.stdout.splitlines() or ["none 0x0"])[-1]
     reached, _, address = last.partition(" ")
     if run.returncode != -want:
-        return f"ended with {run.returncode}, not {-want}, in step {last!r}; said {run.stderr!r}"
+        return f"ended with {run.returncode}, not {-want}, in step {last!r}; said {said!r}"
     if reached != step:
-        return f"died in step {last!r}, not in {step!r}; said {run.stderr!r}"
+        return f"died in step {last!r}, not in {step!r}; said {said!r}"
     if line.startswith("SIG"):
-        return f"said {run.stderr!r}" if run.stderr else None
-    if not pattern_of(line, variant, address).fullmatch(run.stderr):
-        return f"said {run.stderr!r}, not {line!r} with {address}"
+        return f"said {said!r}" if said else None
+    if not pattern_of(line, variant, address).fullmatch(said):
+        return f"said {said!r}, not {line!r} with {address}"
     return None
 
 

@@ -46,7 +46,11 @@ prefer (malloc_arena *arena, size_t limit, size_t size)
         CHECK (receipt.locked_bytes >= limit / 4);
       char *p = malloc_arena (arena, malloc, size);
       struct check_mapping m = check_mapping_of (p);
-      CHECK (check_flag (&m, "dd") && check_flag (&m, "wf")); /* the rest holds */
+      /* The rest holds. */
+      if (check_had (receipt, MALLOC_ARENA_UNDUMPED, "exclusion from dumps"))
+        CHECK (check_flag (&m, "dd"));
+      if (check_had (receipt, MALLOC_ARENA_FORK_WIPED, "wiping at fork"))
+        CHECK (check_flag (&m, "wf"));
       memset (p, 1, size);
       free (p);
       if (check_touch (p, false) == 0)

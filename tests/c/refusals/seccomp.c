@@ -30,6 +30,8 @@ static void
 one (const struct refusal *r, int error, unsigned kind)
 {
   refuse (r->call, r->advice, error);
+  if (r->call == SCMP_SYS (mlock2)) /* ENOSYS: the older call is tried */
+    refuse (SCMP_SYS (mlock), -1, error);
   options.kind = kind;
   options.fork = r->fork;
   malloc_arena *arena = malloc_arena_new (&options);
