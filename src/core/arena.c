@@ -216,7 +216,9 @@ init_local (struct ma_local *local, malloc_arena *arena)
 {
   memset (local, 0, sizeof *local);
   local->arena = arena;
-  local->threshold = arena->threshold;
+  local->threshold = arena->is_plain ? 0 : arena->threshold;
+  local->plain = arena->is_plain ? arena->threshold : 0;
+  local->is_plain = arena->is_plain;
   local->is_wiped = arena->is_secure;
   local->is_verified = arena->is_verified;
   for (unsigned class = 0; class < MA_CLASSES; class++)
@@ -593,6 +595,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       arena->lock_policy = options->lock;
       arena->fork_policy = options->fork;
       arena->is_secure = (options->kind & HEAP_SECURE) != 0;
+      arena->is_plain = options->kind == HEAP_DEFAULT;
       arena->is_isolated = (options->kind & HEAP_ISOLATED) != 0;
       arena->is_secretmem = (options->kind & HEAP_SECRETMEM) != 0;
       arena->is_verified = arena->is_secure && ma_options ()->verify == MA_ON;

@@ -7,6 +7,14 @@
 #include "large.h"
 #include "wipe.h"
 
+static void *
+alloc_dense (struct ma_local *local, size_t size, size_t align)
+{
+  if (align > 16)
+    return ma_dense_aligned (local, size, align);
+  return local->is_plain ? ma_dense_plain (local, size) : ma_dense_alloc (local, size);
+}
+
 /* A block of at least the threshold. The kernel has some 30,000 mappings for a process, and each
  * large block takes one, so that where there are thousands of them the smaller ones go into slabs. */
 static void *
@@ -17,7 +25,7 @@ alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
       && !local->arena->is_isolated)
     {
       *is_zero = local->is_wiped;
-      p = align <= 16 ? ma_dense_alloc (local, size) : ma_dense_aligned (local, size, align);
+      p = alloc_dense (local, size, align);
     }
   return p != NULL ? p : ma_large_alloc (local, size, align, is_zero);
 }
@@ -27,6 +35,8 @@ ma_alloc (struct ma_local *local, size_t size)
 {
   if (likely (size < local->threshold))
     return ma_dense_alloc (local, size);
+  if (likely (size < local->plain))
+    return ma_dense_plain (local, size);
   int is_zero;
   return alloc_large (local, size, 16, &is_zero);
 }
@@ -36,6 +46,7 @@ ma_zalloc (struct ma_local *local, size_t size)
 {
   int is_zero = local->is_wiped;
   void *p = likely (size < local->threshold) ? ma_dense_alloc (local, size)
+            : size < local->plain            ? ma_dense_plain (local, size)
                                              : alloc_large (local, size, 16, &is_zero);
   if (p != NULL && !is_zero)
     memset (p, 0, size);
@@ -49,8 +60,8 @@ ma_aligned (struct ma_local *local, size_t size, size_t align)
     return ma_alloc (local, size);
   void *p = NULL;
   int saved = errno;
-  if (size < local->threshold && align <= MA_SLOT_MOST)
-    p = ma_dense_aligned (local, size, align);
+  if ((size < local->threshold || size < local->plain) && align <= MA_SLOT_MOST)
+    p = alloc_dense (local, size, align);
   int is_zero;
   if (p == NULL)
     p = alloc_large (local, size, align, &is_zero);
@@ -102,7 +113,7 @@ ma_resize (void *p, size_t size)
   size_t before = ma_usable (p);
   if (unit->kind == MA_UNIT_DENSE)
     {
-      if (size <= MA_DENSE_MOST && ma_dense_resize (unit, p, size))
+      if (size <= MA_SLOT_MOST && ma_dense_resize (unit, p, size))
         return p;
     }
   else

@@ -137,6 +137,9 @@ discard (struct ma_unit *unit, uint16_t pages)
     slots_of_pages (unit, from, to, &first, &end);
     set_free (unit, first, end, 0);
     unit->away |= page_bits (from, to);
+    /* Locked memory counts against the lock limit also where no page is present. */
+    if (unit->local->is_plain)
+      ma_heap_refund (unit->local->arena, (size_t)(to - from) << MA_PAGE_SHIFT);
   }
 }
 
@@ -151,19 +154,22 @@ is_away (const struct ma_unit *unit, unsigned slot)
 }
 
 /* Has the first page that is away present again, and its slots to be had: populated, as the zero check
- * would map the shared zero page first and fault twice. */
-static void
+ * would map the shared zero page first and fault twice. 0 where the arena's limit does not allow it. */
+static int
 recall (struct ma_unit *unit)
 {
   unsigned page = (unsigned)__builtin_ctz (unit->away);
   unsigned first;
   unsigned end;
+  if (unit->local->is_plain && ma_heap_charge (unit->local->arena, MA_PAGE))
+    return 0;
   os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
   unit->away &= (uint16_t)~(1u << page);
   slots_of_pages (unit, page, page + 1, &first, &end);
   for (unsigned slot = first; slot < end; slot++)
     if (!is_away (unit, slot))
       set_free (unit, slot, slot + 1, 1);
+  return 1;
 }
 
 /* Pages of a slab that have slots: where pages are large and slots are small not all have, as their
@@ -264,7 +270,7 @@ live_size (const struct ma_unit *unit, const char *p, unsigned slot)
                 | (is_free != 0)))
     crime (unit, p, slot);
   size_t size = unit->sizes[slot];
-  if (unlikely (size + MA_CANARY > unit->slot))
+  if (unlikely (size + unit->rest > unit->slot))
     ma_fatal_block ("metadata corrupt", p, unit->local->arena->name);
   return size;
 }
@@ -273,7 +279,7 @@ static size_t
 checked (const struct ma_unit *unit, const char *p, unsigned slot)
 {
   size_t size = live_size (unit, p, slot);
-  if (unlikely (!slot_is_intact (p, size, unit->slot, unit->group))
+  if (unit->rest != 0 && unlikely (!slot_is_intact (p, size, unit->slot, unit->group))
       && !wiped_by_fork (unit, p, size))
     crime (unit, p, slot);
   return size;
@@ -310,6 +316,36 @@ unlist (struct ma_local *local, struct ma_unit *unit)
     unit->next->previous = unit->previous;
 }
 
+/* N units more for the local arena. In a plain one they are all opened now, in one call; elsewhere
+ * what no slab uses stays inaccessible. */
+static int
+take_heap (struct ma_local *local, size_t n)
+{
+  struct ma_unit *first = ma_region_take (n, 0);
+  if (first == NULL)
+    return 0;
+  uint8_t state = 0;
+  if (local->is_plain && ma_heap_open (local->arena, first->base, n * MA_UNIT, &state))
+    {
+      if (ma_heap_close (first->base, n * MA_UNIT, state) == 0)
+        ma_region_give (first, n);
+      return 0;
+    }
+  first->heap_units = (uint32_t)n;
+  first->heap_next = local->heaps;
+  local->heaps = first;
+  local->fresh = first;
+  local->fresh_left = (uint32_t)n;
+  for (size_t i = 0; i < n; i++)
+    {
+      first[i].kind = MA_UNIT_IDLE;
+      first[i].local = local;
+      first[i].state = state;
+      first[i].had_remote = 0;
+    }
+  return 1;
+}
+
 static struct ma_unit *
 take_unit (struct ma_local *local)
 {
@@ -319,25 +355,9 @@ take_unit (struct ma_local *local)
       local->idle = unit->next;
       return unit;
     }
-  if (local->fresh_left == 0)
-    {
-      size_t n = local->arena->heap_units;
-      struct ma_unit *first = ma_region_take (n, 0);
-      if (first == NULL && n > 1)
-        first = ma_region_take (n = 1, 0);
-      if (first == NULL)
-        return NULL;
-      first->heap_units = (uint32_t)n;
-      first->heap_next = local->heaps;
-      local->heaps = first;
-      local->fresh = first;
-      local->fresh_left = (uint32_t)n;
-      for (size_t i = 0; i < n; i++)
-        {
-          first[i].kind = MA_UNIT_IDLE;
-          first[i].local = local;
-        }
-    }
+  if (local->fresh_left == 0 && !take_heap (local, local->arena->heap_units)
+      && !take_heap (local, 1))
+    return NULL;
   local->fresh_left--;
   return local->fresh++;
 }
@@ -350,18 +370,21 @@ put_idle (struct ma_local *local, struct ma_unit *unit)
   local->idle = unit;
 }
 
-/* An empty slab gives its memory back and becomes idle. Where the kernel cannot split a mapping any
- * more it stays open, without pages, and the unit's state remembers it. */
+/* An empty slab gives its memory back and becomes idle. In a plain arena, and where the kernel cannot
+ * split a mapping any more, it stays open, without pages, and the unit's state remembers it. */
 static void
 close_slab (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = local->arena;
-  if (ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
+  size_t charged = unit->opened;
+  if (local->is_plain)
+    charged -= page_count (unit->away);
+  if (!local->is_plain && ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
     unit->state = 0;
   else
     os_discard (unit->base, (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
   ma_heap_unlocked (arena, page_count (unit->locked) << MA_PAGE_SHIFT);
-  ma_heap_refund (arena, (size_t)unit->opened << MA_PAGE_SHIFT);
+  ma_heap_refund (arena, charged << MA_PAGE_SHIFT);
   memset (unit->free, 0, sizeof unit->free);
   unit->locked = 0;
   unit->away = 0;
@@ -404,7 +427,8 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[class];
   unit->group = (uint8_t)ma_slot_group (unit->slot);
-  unit->covered = (uint16_t)slot_covered (unit->group);
+  unit->rest = local->is_plain ? 0 : MA_CANARY;
+  unit->covered = local->is_plain ? 0 : (uint16_t)slot_covered (unit->group);
   unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
   unit->opened = 0;
   unit->avail = 0;
@@ -470,11 +494,54 @@ give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
     }
 }
 
+/* Whether nothing is in the heap and nobody will link its units any more: another thread that frees a
+ * block queues the slab after the owner may have taken the block in. */
+static int
+is_heap_idle (const struct ma_local *local, const struct ma_unit *heap)
+{
+  for (uint32_t i = 0; i < heap->heap_units; i++)
+    if (heap[i].kind != MA_UNIT_IDLE || heap[i].had_remote
+        || (heap[i].state != 0 && !local->is_plain))
+      return 0;
+  return 1;
+}
+
+/* Heaps without a slab go back to the region, for whoever needs address space next. */
+static void
+give_heaps (struct ma_local *local)
+{
+  struct ma_unit *fresh = local->fresh;
+  struct ma_unit *fresh_end = fresh + local->fresh_left;
+  struct ma_unit **link = &local->heaps;
+  local->idle = NULL;
+  while (*link != NULL)
+    {
+      struct ma_unit *heap = *link;
+      uint32_t n = heap->heap_units;
+      if (is_heap_idle (local, heap)
+          && ma_heap_close (heap->base, (size_t)n << MA_UNIT_SHIFT, heap->state) == 0)
+        {
+          *link = heap->heap_next;
+          if (fresh >= heap && fresh < heap + n)
+            local->fresh_left = 0;
+          for (uint32_t i = 0; i < n; i++)
+            heap[i].state = 0;
+          ma_region_give (heap, n);
+          continue;
+        }
+      for (struct ma_unit *unit = heap; unit < heap + n; unit++)
+        if (unit->kind == MA_UNIT_IDLE && (unit < fresh || unit >= fresh_end))
+          put_idle (local, unit);
+      link = &heap->heap_next;
+    }
+}
+
 void
 ma_dense_trim (struct ma_local *local)
 {
   ma_dense_collect (local);
   give_empty (local, 0, NULL);
+  give_heaps (local);
 }
 
 /* Called when the live bytes have fallen to half of what they were when memory was last opened or
@@ -526,9 +593,8 @@ find_word (struct ma_unit *unit)
             unit->hint = (uint8_t)at;
             return 1;
           }
-      if (!unit->away)
+      if (!unit->away || !recall (unit))
         return 0;
-      recall (unit);
     }
 }
 
@@ -590,6 +656,16 @@ alloc_slow (struct ma_local *local, unsigned class, size_t size)
   return unit != NULL ? take (local, unit, size) : NULL;
 }
 
+MA_HOT void *
+ma_dense_plain (struct ma_local *local, size_t size)
+{
+  unsigned class = ma_class_table[(size + 15) / 16];
+  struct ma_unit *unit = local->current[class];
+  if (unlikely (unit->free[unit->hint] == 0) && (unit = refill (local, class)) == NULL)
+    return NULL;
+  return unit->base + pop (local, unit, size) * (size_t)unit->slot;
+}
+
 MA_CLONED void *
 ma_dense_alloc (struct ma_local *local, size_t size)
 {
@@ -614,7 +690,8 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   char *p = unit->base + pop (local, unit, size) * (size_t)unit->slot;
   if (local->is_verified && !ma_is_zero (p, unit->slot))
     ma_fatal_block ("use after wipe", p, local->arena->name);
-  slot_canary_roomy (p, size, unit->slot);
+  if (unit->rest != 0)
+    slot_canary_roomy (p, size, unit->slot);
   return p;
 }
 
@@ -692,17 +769,22 @@ push (struct ma_unit *unit, unsigned slot, size_t size, const void *p)
     tidy (local, unit);
 }
 
-/* Roomy blocks, arenas that do not wipe, damage: all but the usual. */
+/* Nothing in the slot tells that another thread freed the block. */
+static __attribute__ ((noinline)) void
+free_plain (struct ma_unit *unit, char *p, unsigned slot, size_t size)
+{
+  if (unlikely (atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed)
+                & bit_of (slot)))
+    crime (unit, p, slot);
+  push (unit, slot, size, p);
+}
+
+/* Roomy blocks, damage: all but the usual. */
 static __attribute__ ((noinline)) void
 free_other (struct ma_unit *unit, char *p, unsigned slot)
 {
   size_t size = checked (unit, p, slot);
-  if (unit->local->is_wiped)
-    ma_wipe_inline (p, unit->slot);
-  /* Without a wipe the canary does not tell that another thread freed the block. */
-  else if (unlikely (atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed)
-                     & bit_of (slot)))
-    crime (unit, p, slot);
+  ma_wipe_inline (p, unit->slot);
   push (unit, slot, size, p);
 }
 
@@ -711,10 +793,14 @@ ma_dense_free (struct ma_unit *unit, void *p)
 {
   unsigned slot = slot_of (unit, p);
   size_t size = live_size (unit, p, slot);
-  if (unlikely (!unit->local->is_wiped | (unit->slot - size > unit->covered))
+  /* That much is covered of no slot of a plain arena. */
+  if (unlikely (unit->slot - size - 1 >= unit->covered)
       || unlikely (!slot_give (p, size, unit->slot, unit->group)))
     {
-      free_other (unit, p, slot);
+      if (unit->rest == 0)
+        free_plain (unit, p, slot, size);
+      else
+        free_other (unit, p, slot);
       return;
     }
   push (unit, slot, size, p);
@@ -750,6 +836,8 @@ ma_dense_collect (struct ma_local *local)
           freed_any = 1;
         }
       /* A queued slab may have been emptied by an earlier collection, and closed. */
+      if (freed_any)
+        unit->had_remote = 1;
       if (freed_any && !unit->listed)
         list (local, unit);
       unit = next;
@@ -763,17 +851,19 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
   unsigned slot = slot_of (unit, p);
   size_t before = checked (unit, p, slot);
   /* A much smaller block moves, so that slots do not stay large for ever. */
-  if (size + MA_CANARY > unit->slot || size < unit->slot / 4u
+  if (size + unit->rest > unit->slot || size < unit->slot / 4u
       || atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self)
     return 0;
   /* What the block leaves, or the old canary, which must not be read as the longer block's data. */
   size_t kept = size < before ? size : before;
-  ma_wipe_inline ((char *)p + kept, unit->slot - kept);
+  if (!local->is_plain)
+    ma_wipe_inline ((char *)p + kept, unit->slot - kept);
   local->live_bytes += size - before;
   if (local->live_bytes > local->peak_bytes)
     local->peak_bytes = local->live_bytes;
   unit->sizes[slot] = (uint16_t)size;
-  slot_canary_roomy (p, size, unit->slot);
+  if (!local->is_plain)
+    slot_canary_roomy (p, size, unit->slot);
   return 1;
 }
 
@@ -837,6 +927,11 @@ ma_dense_after_fork (struct ma_local *local)
   /* A thread that is not here may have been between marking a slab as queued and queueing it. */
   atomic_store (&local->queue, NULL);
   struct ma_unit *heap = local->heaps;
+  for (; heap; heap = heap->heap_next)
+    for (uint32_t i = 0; i < heap->heap_units; i++)
+      if (heap[i].kind == MA_UNIT_IDLE && heap[i].state & MA_UNIT_FORK_WIPE)
+        heap[i].state &= (uint8_t)~MA_UNIT_GUARDED;
+  heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {
       if (unit->state & MA_UNIT_SECRET)
@@ -871,9 +966,13 @@ ma_dense_end (struct ma_local *local)
   while (local->heaps)
     {
       struct ma_unit *heap = local->heaps;
+      size_t n = heap->heap_units;
       local->heaps = heap->heap_next;
       /* A slab that could not be closed is not used again: its mapping is not as first reserved. */
-      for (uint32_t i = 0; i < heap->heap_units; i++)
+      if (local->is_plain && ma_heap_close (heap->base, n * MA_UNIT, heap->state) == 0)
+        for (size_t i = 0; i < n; i++)
+          heap[i].state = 0;
+      for (size_t i = 0; i < n; i++)
         if (heap[i].state == 0)
           ma_region_give (heap + i, 1);
     }

@@ -15,6 +15,8 @@ extern MA_HIDDEN struct ma_unit ma_no_slab; /* no free slot, ever */
 /* A block of SIZE <= MA_DENSE_MOST bytes, all zero in a secure arena; NULL with ENOMEM. By the
  * owner. */
 void *ma_dense_alloc (struct ma_local *local, size_t size);
+/* The same in a plain arena, where it ends without a canary and nothing is written. */
+void *ma_dense_plain (struct ma_local *local, size_t size);
 /* The same at a multiple of ALIGN, a power of two. NULL and errno untouched where no slot can be so
  * aligned: a large block can. */
 void *ma_dense_aligned (struct ma_local *local, size_t size, size_t align);

@@ -37,6 +37,7 @@ struct malloc_arena
   unsigned lock_policy;
   unsigned fork_policy;
   int is_secure; /* wiped, locked, undumped, verified */
+  int is_plain;  /* HEAP_DEFAULT: nothing of that, and slots without canaries */
   int is_isolated;
   int is_secretmem;
   int is_verified;
@@ -61,7 +62,9 @@ struct ma_local
 {
   _Atomic (struct ma_thread *) owner;
   malloc_arena *arena;
-  size_t threshold;
+  size_t threshold; /* of its arena; 0 in a plain one, */
+  size_t plain;     /* which has it here: the way of the others is not longer for it */
+  int is_plain;
   int is_wiped;
   int is_verified;
   size_t live_bytes;

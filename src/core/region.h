@@ -72,7 +72,7 @@ struct ma_unit
   uint16_t *sizes;        /* requested size by slot */
   uint32_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
   uint16_t slot;          /* bytes */
-  uint16_t covered;       /* of them, from the end, what slot.h's canary check sees at once */
+  uint16_t covered;       /* of them, from the end, what slot.h's canary check sees at once; or 0 */
   uint16_t avail;         /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
@@ -83,6 +83,8 @@ struct ma_unit
   uint8_t opened;         /* pages, from the first */
   uint16_t away;          /* bit by page: given back to the kernel, with all its slots */
   uint16_t locked;        /* bit by page */
+  uint8_t rest;           /* least canary bytes after a block */
+  uint8_t had_remote;     /* another thread freed in it since the heap was taken */
   _Atomic uint8_t queued; /* in its local arena's queue of remote frees */
   _Atomic uint8_t large;  /* enum ma_large_state */
   struct ma_unit *next;   /* class list, warm list */

@@ -1,6 +1,6 @@
 /* Writes where the block was longer before realloc.
  *
- * secure-110 isolated-110 default-110 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure-110 isolated-110 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
 

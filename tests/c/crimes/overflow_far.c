@@ -1,6 +1,6 @@
 /* Writes 40 bytes past the end, over the neighbour as well.
  *
- * secure-24 secure-100 secure-1000 default-100 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure-24 secure-100 secure-1000 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  * isolated-16 isolated-100 isolated-4096 secure-4096 secure-5000 at touch: SIGSEGV
  */
 #include "crime.h"

@@ -1,6 +1,6 @@
 /* Writes the last byte of the slot only: the canary goes all the way.
  *
- * secure-9 secure-25 secure-33 default-33 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure-9 secure-25 secure-33 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
 

@@ -1,6 +1,6 @@
 /* The classic: room for the characters, none for the final zero.
  *
- * secure isolated default at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure isolated at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
 

@@ -1,6 +1,6 @@
 /* Writes before a block: it is the canary of the one below.
  *
- * secure-24 secure-100 secure-1000 default-100 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure-24 secure-100 secure-1000 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
 
