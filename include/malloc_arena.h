@@ -117,6 +117,16 @@ struct malloc_arena_receipt
 int malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
     MALLOC_ARENA_NOTHROW; /* 0, or -1 with EINVAL */
 
+/* Blocks of one size class, over all threads. */
+struct malloc_arena_class
+{
+  size_t slot_bytes; /* room of one block; 0: blocks with pages of their own */
+  size_t live_blocks;
+  size_t live_bytes;
+  size_t mapped_bytes; /* held for them, unused slots and pages that wait for their next use too */
+};
+#define MALLOC_ARENA_CLASSES 64
+
 struct malloc_arena_stats
 {
   size_t size; /* sizeof (struct malloc_arena_stats), set by the caller */
@@ -126,9 +136,18 @@ struct malloc_arena_stats
   size_t limit_bytes;  /* 0: none */
   size_t mapped_bytes; /* as in the receipt */
   size_t locked_bytes;
+  /* From here on only where SIZE has it all, at a cost of about a nanosecond for each live block. */
+  size_t classes; /* that hold memory, by slot_bytes, blocks with pages of their own last */
+  struct malloc_arena_class by_class[MALLOC_ARENA_CLASSES];
 };
 int malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
     MALLOC_ARENA_NOTHROW; /* 0, or -1 with EINVAL */
+
+/* Gives the pages of ARENA that no block uses back to the kernel: those of the calling thread's part, and
+ * of parts whose thread has ended. (Frees do so by themselves, but for a bounded rest per thread that
+ * waits for its next use: 128 KiB of small blocks' pages, 2 MiB of large blocks.) 1 if that was
+ * anything, 0 if not, -1 with EINVAL. */
+int malloc_arena_trim (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
 /* The arena's name, for messages. Valid until the arena is deleted. */
 const char *malloc_arena_name (const malloc_arena *arena) MALLOC_ARENA_NOTHROW;

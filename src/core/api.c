@@ -127,6 +127,20 @@ malloc_arena_delete (malloc_arena *arena)
   return ma_arena_delete (arena);
 }
 
+MA_EXPORT int
+malloc_arena_trim (malloc_arena *arena)
+{
+  if (arena == NULL || arena->magic != MA_MAGIC)
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  int saved = errno;
+  int any = ma_arena_trim (arena);
+  errno = saved;
+  return any;
+}
+
 MA_EXPORT void
 malloc_arena_enter (malloc_arena *arena)
 {
@@ -184,7 +198,9 @@ malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
 MA_EXPORT int
 malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
 {
-  if (arena == NULL || arena->magic != MA_MAGIC || stats == NULL || stats->size < sizeof *stats)
+  /* Callers built against an older header know fewer counters. */
+  if (arena == NULL || arena->magic != MA_MAGIC || stats == NULL
+      || stats->size < offsetof (struct malloc_arena_stats, classes))
     {
       errno = EINVAL;
       return -1;

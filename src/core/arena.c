@@ -195,19 +195,33 @@ ma_local_reclaim (struct ma_local *local)
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
 }
 
+static int
+trim (struct ma_local *local)
+{
+  pthread_mutex_lock (&local->lock);
+  struct ma_thread *owner = atomic_load_explicit (&local->owner, memory_order_acquire);
+  int any = owner == ma_self || owner == MA_NOBODY ? ma_local_reclaim (local) : 0;
+  pthread_mutex_unlock (&local->lock);
+  return any;
+}
+
 int
-ma_arena_trim (void)
+ma_arena_trim (malloc_arena *arena)
+{
+  int any = 0;
+  for (struct ma_local *local = __atomic_load_n (&arena->locals, __ATOMIC_ACQUIRE); local;
+       local = local->next)
+    any |= trim (local);
+  return any;
+}
+
+int
+ma_arena_trim_all (void)
 {
   int any = 0;
   for (unsigned i = 0; ma_self && i < MA_ARENAS; i++)
-    {
-      struct ma_local *local = ma_self->locals[i];
-      if (local == NULL)
-        continue;
-      pthread_mutex_lock (&local->lock);
-      any |= ma_local_reclaim (local);
-      pthread_mutex_unlock (&local->lock);
-    }
+    if (ma_self->locals[i])
+      any |= trim (ma_self->locals[i]);
   return any;
 }
 

@@ -370,15 +370,20 @@ put_idle (struct ma_local *local, struct ma_unit *unit)
   local->idle = unit;
 }
 
+/* Pages of a slab that count in the arena's mapped bytes. */
+static size_t
+charged_pages (const struct ma_unit *unit)
+{
+  return unit->opened - (unit->local->is_plain ? page_count (unit->away) : 0);
+}
+
 /* An empty slab gives its memory back and becomes idle. In a plain arena, and where the kernel cannot
  * split a mapping any more, it stays open, without pages, and the unit's state remembers it. */
 static void
 close_slab (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = local->arena;
-  size_t charged = unit->opened;
-  if (local->is_plain)
-    charged -= page_count (unit->away);
+  size_t charged = charged_pages (unit);
   if (!local->is_plain && ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
     unit->state = 0;
   else
@@ -869,6 +874,16 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
 
 /* ---- accounts, fork, the end ---- */
 
+/* The slots of a word that are not free, those of pages that are away among them; and those that
+ * another thread freed. */
+static uint64_t
+used_slots (const struct ma_unit *unit, unsigned at, uint64_t *remote)
+{
+  *remote = atomic_load_explicit (&unit->remote[at], memory_order_acquire);
+  return ~(__atomic_load_n (&unit->free[at], __ATOMIC_RELAXED) | *remote)
+         & word_bits (at, 0, unit->avail);
+}
+
 size_t
 ma_dense_live (struct ma_local *local, size_t *bytes)
 {
@@ -878,9 +893,8 @@ ma_dense_live (struct ma_local *local, size_t *bytes)
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     for (unsigned at = 0; at * 64 < unit->avail; at++)
       {
-        uint64_t remote = atomic_load_explicit (&unit->remote[at], memory_order_acquire);
-        uint64_t used = ~(__atomic_load_n (&unit->free[at], __ATOMIC_RELAXED) | remote)
-                        & word_bits (at, 0, unit->avail);
+        uint64_t remote;
+        uint64_t used = used_slots (unit, at, &remote);
         for (; unlikely (unit->away && used); used &= used - 1)
           blocks += !is_away (unit, at * 64 + (unsigned)__builtin_ctzl (used));
         blocks += (size_t)__builtin_popcountl (used);
@@ -888,6 +902,29 @@ ma_dense_live (struct ma_local *local, size_t *bytes)
           *bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (remote)];
       }
   return blocks;
+}
+
+void
+ma_dense_classes (struct ma_local *local, struct malloc_arena_class classes[MA_CLASSES])
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    {
+      struct malloc_arena_class *class = &classes[unit->class];
+      class->mapped_bytes += charged_pages (unit) << MA_PAGE_SHIFT;
+      for (unsigned at = 0; at * 64 < unit->avail; at++)
+        {
+          uint64_t remote;
+          for (uint64_t used = used_slots (unit, at, &remote); used; used &= used - 1)
+            {
+              unsigned slot = at * 64 + (unsigned)__builtin_ctzl (used);
+              if (unlikely (is_away (unit, slot)))
+                continue;
+              class->live_blocks++;
+              class->live_bytes += unit->sizes[slot];
+            }
+        }
+    }
 }
 
 void

@@ -43,6 +43,8 @@ void ma_dense_after_fork (struct ma_local *local);
 /* Live blocks and *BYTES of them, what other threads freed not counted. Lock held; exact while the
  * owner is quiet. */
 size_t ma_dense_live (struct ma_local *local, size_t *bytes);
+/* Adds to the classes' counts. O(blocks). As live. */
+void ma_dense_classes (struct ma_local *local, struct malloc_arena_class classes[MA_CLASSES]);
 /* All heaps back to the region; nothing may live. Lock held. */
 void ma_dense_end (struct ma_local *local);
 

@@ -444,7 +444,7 @@ free_aligned_sized (void *p, size_t align, size_t size)
 MA_EXPORT int
 malloc_trim (size_t pad)
 {
-  return ma_arena_trim () | (next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0);
+  return ma_arena_trim_all () | (next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0);
 }
 
 /* ---- threads ---- */

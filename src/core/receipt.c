@@ -60,9 +60,44 @@ add (struct ma_local *local, void *data)
   sum->peak += local->peak_bytes;
 }
 
+static void
+add_classes (struct ma_local *local, void *data)
+{
+  ma_dense_classes (local, data);
+}
+
+_Static_assert (MA_CLASSES < MALLOC_ARENA_CLASSES, "one more is for large blocks");
+
+/* Those that hold something, the smallest slots first, then the large blocks. */
+static void
+fill_classes (malloc_arena *arena, struct malloc_arena_stats *stats)
+{
+  struct malloc_arena_class classes[MA_CLASSES + 1];
+  memset (classes, 0, sizeof classes);
+  ma_arena_locals (arena, add_classes, classes);
+  struct malloc_arena_class *large = &classes[MA_CLASSES];
+  large->live_blocks = atomic_load (&arena->large_blocks);
+  large->live_bytes = atomic_load (&arena->large_bytes);
+  large->mapped_bytes = atomic_load (&arena->mapped);
+  for (unsigned i = 0; i < MA_CLASSES; i++)
+    {
+      classes[i].slot_bytes = ma_class_slot[i];
+      /* The threads go on meanwhile. */
+      large->mapped_bytes -= classes[i].mapped_bytes < large->mapped_bytes ? classes[i].mapped_bytes
+                                                                           : large->mapped_bytes;
+    }
+  memset (stats->by_class, 0, sizeof stats->by_class);
+  stats->classes = 0;
+  for (unsigned i = 0; i <= MA_CLASSES; i++)
+    if (classes[i].mapped_bytes != 0)
+      stats->by_class[stats->classes++] = classes[i];
+}
+
 void
 ma_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
 {
+  if (stats->size >= sizeof *stats)
+    fill_classes (arena, stats);
   struct sum sum = { 0, 0, 0 };
   ma_arena_locals (arena, add, &sum);
   stats->live_blocks = sum.blocks + atomic_load (&arena->large_blocks);

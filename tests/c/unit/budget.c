@@ -1,0 +1,236 @@
+/* HEAP_DEFAULT as a component's budget: what it holds is counted and limited, the rest of the program
+ * goes on when the limit is met, and all pages are the kernel's again when the work has ended. */
+#include "check.h"
+
+enum
+{
+  LIMIT = 8 << 20,
+  MOST = 1 << 19
+};
+static void *blocks[MOST];
+
+static malloc_arena *
+new_arena (unsigned kind, const char *name, size_t limit)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = kind, .name = name, .limit = limit };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  return arena;
+}
+
+/* Blocks of SIZE until the arena has no more, or COUNT of them; all written. */
+static size_t
+fill (malloc_arena *arena, size_t size, size_t count)
+{
+  size_t n = 0;
+  malloc_arena_enter (arena);
+  while (n < count && (blocks[n] = malloc (size)) != NULL)
+    memset (blocks[n++], 0x42, size);
+  malloc_arena_leave (arena);
+  return n;
+}
+
+/* Every STEP-th block stays. */
+static void
+drop (size_t n, size_t step)
+{
+  for (size_t i = 0; i < n; i++)
+    if (step == 0 || i % step != 0)
+      free (blocks[i]);
+}
+
+static void
+limited (unsigned kind)
+{
+  static const size_t sizes[] = { 24, 100, 1000, 9000, 100000 };
+  malloc_arena *arena = new_arena (kind, "plugin", LIMIT);
+  malloc_arena *other = new_arena (HEAP_DEFAULT, "other", 0);
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+    {
+      errno = 0;
+      size_t n = fill (arena, sizes[i], MOST);
+      CHECK (n < MOST);
+      CHECK_EQUAL (errno, ENOMEM);
+      struct malloc_arena_stats stats = check_stats (arena);
+      CHECK_EQUAL (stats.live_blocks, n);
+      CHECK_EQUAL (stats.live_bytes, n * sizes[i]);
+      CHECK_EQUAL (stats.limit_bytes, LIMIT);
+      CHECK (stats.mapped_bytes <= LIMIT);
+      /* The limit is met by memory, not by what the heap loses; and the kernel holds no more. */
+      CHECK (stats.live_bytes > LIMIT / 2);
+      CHECK (check_region ().present <= LIMIT + check_stats (other).mapped_bytes);
+      /* Others have theirs. */
+      void *p = malloc_arena (other, malloc, LIMIT);
+      CHECK (p != NULL);
+      free (p);
+      CHECK ((p = malloc (LIMIT)) != NULL);
+      free (p);
+      drop (n, 0);
+      CHECK_EQUAL (check_stats (arena).live_bytes, 0);
+      CHECK (check_region ().present <= (128 << 10) + (2 << 20) + LIMIT / 64);
+      CHECK (malloc_arena_trim (arena) >= 0);
+      malloc_arena_trim (other);
+      CHECK_EQUAL (check_region ().present, 0);
+      CHECK_EQUAL (check_stats (arena).mapped_bytes, 0);
+      CHECK_EQUAL (malloc_arena_trim (arena), 0);
+    }
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+  CHECK_EQUAL (malloc_arena_delete (other), 0);
+}
+
+/* What counts is pages that are held: where the blocks of one size have left theirs, blocks of another
+ * find room, though each slab is still in use. */
+static void
+sparse (void)
+{
+  malloc_arena *arena = new_arena (HEAP_DEFAULT, "sparse", LIMIT);
+  size_t n = fill (arena, 64, MOST);
+  CHECK (n < MOST);
+  drop (n, 640);
+  size_t present = check_region ().present;
+  CHECK (present < LIMIT / 4);
+  CHECK (check_stats (arena).mapped_bytes <= present + (2 << 20));
+  size_t kept = (n + 639) / 640;
+  for (size_t i = 0; i < kept; i++)
+    blocks[MOST - 1 - i] = blocks[i * 640];
+  CHECK_EQUAL (fill (arena, 1000, LIMIT / 2 / 1000), LIMIT / 2 / 1000);
+  drop (LIMIT / 2 / 1000, 0);
+  /* The first size again, in the pages that were given back. */
+  n = fill (arena, 64, LIMIT / 2 / 64);
+  CHECK_EQUAL (n, LIMIT / 2 / 64);
+  drop (n, 0);
+  for (size_t i = 0; i < kept; i++)
+    {
+      CHECK (check_all (blocks[MOST - 1 - i], 0x42, 64));
+      free (blocks[MOST - 1 - i]);
+    }
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_region ().present, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* Address space as well: what one arena's work has left, another's gets. */
+static void
+reused_space (unsigned kind)
+{
+  malloc_arena *first = new_arena (kind, "first", 0);
+  malloc_arena *second = new_arena (kind, "second", 0);
+  size_t n = fill (first, 500, 40000);
+  uintptr_t low = UINTPTR_MAX, high = 0;
+  for (size_t i = 0; i < n; i++)
+    {
+      low = (uintptr_t)blocks[i] < low ? (uintptr_t)blocks[i] : low;
+      high = (uintptr_t)blocks[i] > high ? (uintptr_t)blocks[i] : high;
+    }
+  drop (n, 0);
+  malloc_arena_trim (first);
+  n = fill (second, 500, 40000);
+  size_t inside = 0;
+  for (size_t i = 0; i < n; i++)
+    inside += (uintptr_t)blocks[i] >= low && (uintptr_t)blocks[i] <= high;
+  CHECK (inside > n / 2);
+  drop (n, 0);
+  CHECK_EQUAL (malloc_arena_delete (first), 0);
+  CHECK_EQUAL (malloc_arena_delete (second), 0);
+}
+
+static void *
+worker (void *data)
+{
+  malloc_arena *arena = data;
+  void *mine[500];
+  malloc_arena_enter (arena);
+  for (size_t i = 0; i < 500; i++)
+    CHECK ((mine[i] = malloc (i * 7)) != NULL);
+  malloc_arena_leave (arena);
+  for (size_t i = 0; i < 500; i++)
+    free (mine[i]);
+  return NULL;
+}
+
+static void
+ended_threads (void)
+{
+  malloc_arena *arena = new_arena (HEAP_DEFAULT, "threads", 0);
+  pthread_t threads[4];
+  for (size_t i = 0; i < 4; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, worker, arena), 0);
+  for (size_t i = 0; i < 4; i++)
+    pthread_join (threads[i], NULL);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_region ().present, 0);
+  CHECK_EQUAL (check_stats (arena).mapped_bytes, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+static void
+by_class (unsigned kind)
+{
+  malloc_arena *arena = new_arena (kind, "classes", 0);
+  void *a[10], *b[3], *c = malloc_arena (arena, malloc, 70000);
+  for (size_t i = 0; i < 10; i++)
+    a[i] = malloc_arena (arena, malloc, 99 + i % 2);
+  for (size_t i = 0; i < 3; i++)
+    b[i] = malloc_arena (arena, malloc, 1000);
+  struct malloc_arena_stats stats = check_stats (arena);
+  struct malloc_arena_class sum = { 0 };
+  size_t seen = 0;
+  for (size_t i = 0; i < stats.classes; i++)
+    {
+      const struct malloc_arena_class *class = &stats.by_class[i];
+      CHECK (i == 0 || class->slot_bytes == 0
+             || class->slot_bytes > stats.by_class[i - 1].slot_bytes);
+      CHECK (class->mapped_bytes >= class->live_bytes);
+      sum.live_blocks += class->live_blocks;
+      sum.live_bytes += class->live_bytes;
+      sum.mapped_bytes += class->mapped_bytes;
+      if (class->slot_bytes >= 100 && class->slot_bytes <= 112 && class->live_blocks != 0)
+        {
+          CHECK_EQUAL (class->live_blocks, 10);
+          CHECK_EQUAL (class->live_bytes, 995);
+          seen++;
+        }
+      if (class->slot_bytes >= 1000 && class->live_blocks != 0)
+        {
+          CHECK_EQUAL (class->live_blocks, 3);
+          CHECK_EQUAL (class->live_bytes, 3000);
+          seen++;
+        }
+      if (class->slot_bytes == 0)
+        {
+          CHECK_EQUAL (class->live_blocks, 1);
+          CHECK_EQUAL (class->live_bytes, 70000);
+          seen++;
+        }
+    }
+  CHECK_EQUAL (seen, 3);
+  CHECK_EQUAL (sum.live_blocks, stats.live_blocks);
+  CHECK_EQUAL (sum.live_bytes, stats.live_bytes);
+  CHECK_EQUAL (sum.mapped_bytes, stats.mapped_bytes);
+  /* A caller of an older header gets what it knows, and no more is written. */
+  memset (&stats, 0x55, sizeof stats);
+  stats.size = offsetof (struct malloc_arena_stats, classes);
+  CHECK_EQUAL (malloc_arena_stats (arena, &stats), 0);
+  CHECK_EQUAL (stats.live_blocks, 14);
+  CHECK (check_all (&stats.classes, 0x55, sizeof stats - stats.size));
+  for (size_t i = 0; i < 10; i++)
+    free (a[i]);
+  for (size_t i = 0; i < 3; i++)
+    free (b[i]);
+  free (c);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+int
+main (void)
+{
+  limited (HEAP_DEFAULT);
+  sparse ();
+  reused_space (HEAP_DEFAULT);
+  ended_threads ();
+  by_class (HEAP_DEFAULT);
+  by_class (HEAP_SECURE);
+  CHECK_EQUAL (malloc_arena_trim (NULL), -1);
+  return 0;
+}
