@@ -1,4 +1,5 @@
 # make demo      what a secret leaves behind, in plain Python and in an arena
+# make budget    a JSON document too large for the memory that its parser is given
 # make test      C tests, lint, Python tests
 # make test-all  the same, with the Python tests on each of 3.11, 3.12, 3.13 that is found
 # make lint, make format, make bench, make clean
@@ -14,10 +15,13 @@ MAKEFLAGS += --no-print-directory
 
 C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -name '*.[ch]' -o -name '*.cpp')
 
-.PHONY: demo test test-all ready ctest pytest lint format bench clean
+.PHONY: demo budget test test-all ready ctest pytest lint format bench clean
 
 demo: ready
 	@malloc-arena demo
+
+budget: ready
+	@malloc-arena demo budget
 
 test: ctest lint pytest
 

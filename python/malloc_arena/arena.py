@@ -106,9 +106,9 @@ class Arena(_core.Arena):
 
     def stats(self) -> Stats:
         """What the arena holds now."""
-        from .receipt import Stats
+        from .receipt import make_stats
 
-        return Stats(*self._stats())
+        return make_stats(*self._stats())
 
     def escapes(self) -> list[Escape]:
         """The objects that are alive in the arena, the largest first, each with the traceback of

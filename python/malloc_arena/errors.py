@@ -98,7 +98,7 @@ def unavailable(error: int, kind: int) -> ArenaUnavailable:
 
 def exhausted(name: str, limit: int, held: int, live: int, blocks: int, locked: int) -> str:
     """Why an arena gives no more memory."""
-    state = f"it holds {held} bytes ({locked} locked), {live} of them in {blocks} live blocks"
+    state = f"now it holds {held} bytes ({locked} locked), {live} of them in {blocks} live blocks"
     if limit:
         return (
             f'arena "{name}" is at its limit of {limit} bytes: {state}. Raise limit=, or drop what '

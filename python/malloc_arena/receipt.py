@@ -75,6 +75,18 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeClass:
+    """Blocks of about one size."""
+
+    slot_bytes: int
+    """Room of one block. 0: blocks with pages of their own."""
+    live_blocks: int
+    live_bytes: int
+    mapped_bytes: int
+    """Held for them, unused slots and pages that wait for their next use included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """What an arena holds."""
 
@@ -86,6 +98,22 @@ class Stats:
     """0: no limit."""
     mapped_bytes: int
     locked_bytes: int
+    classes: tuple[SizeClass, ...] = field(default=(), compare=False, repr=False)
+    """The size classes that hold memory, by slot_bytes; blocks with pages of their own last."""
+
+
+def make_stats(
+    blocks: int,
+    live: int,
+    peak: int,
+    limit: int,
+    mapped: int,
+    locked: int,
+    classes: tuple[tuple[int, int, int, int], ...],
+) -> Stats:
+    """Stats from what the C library counts."""
+    by_class = tuple(SizeClass(*one) for one in classes)
+    return Stats(blocks, live, peak, limit, mapped, locked, by_class)
 
 
 def _reason(name: str, error: int) -> str:

@@ -384,6 +384,12 @@ ma_active_arena (void)
 }
 
 unsigned
+ma_kind_of (const malloc_arena *arena)
+{
+  return arena->kind;
+}
+
+unsigned
 ma_depth (void)
 {
   struct ma_thread *thread = ma_self;

@@ -196,6 +196,11 @@ void
 ma_region_give (struct ma_unit *first, size_t n)
 {
   size_t i = ma_unit_index (first);
+  /* Before somebody else has them. */
+  char *from = (char *)os_round_up ((uintptr_t)sizes + i * SIZES_STRIDE, MA_PAGE);
+  char *to = (char *)((uintptr_t)(sizes + (i + n) * SIZES_STRIDE) & ~(MA_PAGE - 1));
+  if (first->kind != MA_UNIT_LARGE && from < to)
+    os_discard (from, (size_t)(to - from), 0);
   pthread_mutex_lock (&lock);
   for (size_t j = i; j < i + n; j++)
     {

@@ -49,6 +49,9 @@ MA_EXPORT struct ma_local *ma_local_of (malloc_arena *arena);
 /* The arena that is active in the calling thread, NULL if none. */
 MA_EXPORT malloc_arena *ma_active_arena (void);
 
+/* HEAP_... of an arena. */
+MA_EXPORT unsigned ma_kind_of (const malloc_arena *arena);
+
 /* How many enters of the calling thread are open. */
 MA_EXPORT unsigned ma_depth (void);
 

@@ -91,6 +91,10 @@ raise_exhausted (malloc_arena *handle)
   Py_XDECREF (message);
 }
 
+/* Whether this thread was in an arena of secrets since its outermost scope began: what its calls left on
+ * the stack is to go. */
+static __thread int was_secure;
+
 static int
 enter (malloc_arena *handle)
 {
@@ -103,6 +107,7 @@ enter (malloc_arena *handle)
   if (is_outermost && unlikely (sweeps_always))
     sweep ("clear_free_lists");
   malloc_arena_enter (handle);
+  was_secure |= ma_kind_of (handle) != HEAP_DEFAULT;
   if (!is_outermost)
     return 0;
   pyhooks_clear_refused ();
@@ -129,7 +134,9 @@ leave (malloc_arena *handle)
     return;
   if (unlikely (sweeps_always))
     sweep ("sweep");
-  malloc_arena_scrub (SCRUB_BYTES);
+  if (was_secure)
+    malloc_arena_scrub (SCRUB_BYTES);
+  was_secure = 0;
 }
 
 /* Gives a bare MemoryError its message, if it is this arena that refused. */
@@ -672,9 +679,32 @@ arena_read_stats (PyObject *self, PyObject *Py_UNUSED (ignored))
     return NULL;
   struct malloc_arena_stats stats = { .size = sizeof stats };
   malloc_arena_stats (arena->handle, &stats);
-  return Py_BuildValue ("nnnnnn", (Py_ssize_t)stats.live_blocks, (Py_ssize_t)stats.live_bytes,
+  PyObject *classes = PyTuple_New ((Py_ssize_t)stats.classes);
+  for (size_t i = 0; classes != NULL && i < stats.classes; i++)
+    {
+      const struct malloc_arena_class *class = &stats.by_class[i];
+      PyObject *counts
+          = Py_BuildValue ("nnnn", (Py_ssize_t)class->slot_bytes, (Py_ssize_t)class->live_blocks,
+                           (Py_ssize_t)class->live_bytes, (Py_ssize_t)class->mapped_bytes);
+      if (counts == NULL)
+        Py_CLEAR (classes);
+      else
+        PyTuple_SET_ITEM (classes, (Py_ssize_t)i, counts);
+    }
+  if (classes == NULL)
+    return NULL;
+  return Py_BuildValue ("nnnnnnN", (Py_ssize_t)stats.live_blocks, (Py_ssize_t)stats.live_bytes,
                         (Py_ssize_t)stats.peak_bytes, (Py_ssize_t)stats.limit_bytes,
-                        (Py_ssize_t)stats.mapped_bytes, (Py_ssize_t)stats.locked_bytes);
+                        (Py_ssize_t)stats.mapped_bytes, (Py_ssize_t)stats.locked_bytes, classes);
+}
+
+static PyObject *
+arena_trim (PyObject *self, PyObject *Py_UNUSED (ignored))
+{
+  struct arena_object *arena = (struct arena_object *)self;
+  if (check_open (arena) == -1)
+    return NULL;
+  return PyBool_FromLong (malloc_arena_trim (arena->handle) == 1);
 }
 
 static PyObject *
@@ -708,6 +738,11 @@ static PyMethodDef arena_methods[] = {
   { "close", arena_close, METH_NOARGS,
     PyDoc_STR ("close()\n--\n\n"
                "Gives the arena's memory back. ArenaError while anything lives in it.") },
+  { "trim", arena_trim, METH_NOARGS,
+    PyDoc_STR (
+        "trim()\n--\n\n"
+        "Gives the pages that no live block needs back to the kernel now: this thread's, and "
+        "those of ended threads. Whether there were any.") },
   { "_shared", arena_shared, METH_O | METH_CLASS, NULL },
   { "_receipt", arena_read_receipt, METH_NOARGS, NULL },
   { "_stats", arena_read_stats, METH_NOARGS, NULL },

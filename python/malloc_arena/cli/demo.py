@@ -1,4 +1,4 @@
-"""The main job on real input: what everyday jobs leave of a secret in memory."""
+"""What everyday jobs leave of a secret in memory; and a memory budget for a part of a program."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ class Demo:
     of 8 bytes and more.
 
     Exit code 1 if the arena leaves more outside than it should.
+
+    `malloc-arena demo budget` is the other demo: a program parses a JSON document
+    of 16 MiB that becomes thirty times as large, first as it is, then in a
+    HEAP_DEFAULT arena with a limit of 200 MiB, while another thread goes on with
+    its own work. This process reads their memory from /proc.
     """
 
     name = "demo"
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("what", nargs="?", choices=("secrets", "budget"), default="secrets")
         parser.add_argument("--jobs", metavar="NAME,...", help="only these jobs")
         parser.add_argument("--list", action="store_true", help="list the jobs")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     def __call__(self, options: argparse.Namespace) -> int:
+        if options.what == "budget":
+            return self._budget(options)
         from ..audit import CannotLook
         from ..demo import measure
         from ..render import demo as render
@@ -55,6 +63,25 @@ class Demo:
         if not demo.results:
             return 3
         return 1 if demo.unexpected() else 0
+
+    def _budget(self, options: argparse.Namespace) -> int:
+        from ..audit import CannotLook
+        from ..demo import budget
+        from ..render import demo as render
+
+        if options.jobs or options.list:
+            options.parser.error("--jobs and --list are for the demo of secrets")
+        try:
+            with _progress(len(budget.MODES)) as advance:
+                seen = budget.measure(progress=advance)
+        except CannotLook as error:
+            print(f"malloc-arena demo: {error}", file=sys.stderr)
+            return 3
+        if options.json:
+            print(render.budget_as_json(seen))
+        else:
+            render.print_budget(seen)
+        return 1 if seen.unexpected() else 0
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ..audit import Hit
+from ..demo.budget import Budget
 from ..demo.measure import MODES, Demo, Residue, Result
 
 if TYPE_CHECKING:
@@ -127,3 +128,59 @@ def _owners(hits: tuple[Hit, ...]) -> str:
         f"{len(kinds)} in {owner} ({', '.join(sorted(set(kinds)))})"
         for owner, kinds in sorted(found.items())
     )
+
+
+def budget_as_json(seen: Budget) -> str:
+    data = {
+        "schema": "malloc-arena/demo-budget/1",
+        "document_bytes": seen.document_bytes,
+        "limit_bytes": seen.limit_bytes,
+        "runs": {
+            mode: {**dataclasses.asdict(run), "stopped": run.stopped}
+            for mode, run in seen.runs.items()
+        },
+        "unexpected": list(seen.unexpected()),
+        "ok": not seen.unexpected(),
+    }
+    return json.dumps(data, indent=2)
+
+
+def print_budget(seen: Budget, console: Console | None = None) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console(highlight=False)
+    table = Table(
+        title=f"A JSON document of {_mib(seen.document_bytes)} MiB, with and without a budget of "
+        f"{_mib(seen.limit_bytes)} MiB",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("resident, MiB, by another process")
+    for title in ("as it is", "with parser"):
+        table.add_column(title, justify="right")
+    plain, budget = seen.runs["plain"], seen.runs["budget"]
+    for title, name in (
+        ("before the job", "base_bytes"),
+        ("at most", "peak_bytes"),
+        ("after the job", "after_bytes"),
+        ("of that in the arena", "arena_after_bytes"),
+    ):
+        table.add_row(title, _mib(getattr(plain, name)), _mib(getattr(budget, name)))
+    for title, name in (
+        ("answers of the other thread after it", "answers_after"),
+        ("its MemoryErrors", "failures"),
+    ):
+        table.add_row(title, str(getattr(plain, name)), str(getattr(budget, name)))
+    console.print(table)
+    for title, run in (("as it is", plain), ("with parser", budget)):
+        outcome = f"MemoryError: {run.outcome}" if run.stopped else "parsed"
+        console.print(f"{title}: {outcome} ({run.seconds:.1f} s)", markup=False)
+    for words in seen.unexpected():
+        console.print(f"[bold red]unexpected[/]: {words}")
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):.1f}".removesuffix(".0")

@@ -51,6 +51,7 @@ def test_usage_errors_exit_2() -> None:
         done = malloc_arena(*arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert "usage: malloc-arena" in done.stderr
+    assert malloc_arena("demo", "budget", "--list").returncode == 2
     done = malloc_arena("demo", "--jobs", "nonsense")
     assert done.returncode == 2
     assert "'nonsense'" in done.stderr

@@ -66,3 +66,27 @@ def test_three_jobs_leave_copies_in_plain_python_and_none_outside_the_arena() ->
         assert counts["vault"] == counts["run"] == 0, job
         for mode in measure.MODES:
             assert job["modes"][mode]["scanned_bytes"] > 1 << 22
+
+
+def test_a_budget_stops_a_huge_document_and_nothing_else() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "malloc_arena", "demo", "budget", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    data = json.loads(done.stdout)
+    assert data["schema"] == "malloc-arena/demo-budget/1"
+    plain, run = data["runs"]["plain"], data["runs"]["budget"]
+    limit, document = data["limit_bytes"], data["document_bytes"]
+    assert plain["outcome"] == "parsed"
+    assert plain["peak_bytes"] > plain["base_bytes"] + limit * 3 // 2
+    assert 'arena "parser" is at its limit of 209715200 bytes' in run["outcome"]
+    assert run["peak_bytes"] < run["base_bytes"] + document + limit * 9 // 8
+    assert run["arena_peak_bytes"] > limit * 3 // 4
+    assert run["after_bytes"] < run["base_bytes"] + (8 << 20)
+    assert run["arena_after_bytes"] < 1 << 20
+    for one in (plain, run):
+        assert one["answers_after"] >= 20
+        assert one["failures"] == 0

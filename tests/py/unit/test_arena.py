@@ -170,6 +170,61 @@ def test_stats(own: Arena) -> None:
     assert own.stats().peak_bytes >= 1000
 
 
+@pytest.mark.parametrize("kind", [HEAP_DEFAULT, HEAP_SECURE])
+def test_stats_by_size_class(kind: int) -> None:
+    own = Arena(kind, name="classes")
+    with own:
+        texts = [bytes(200 + i) for i in range(20)]
+        large = bytes(100_000)
+    stats = own.stats()
+    assert sum(one.live_blocks for one in stats.classes) == stats.live_blocks == 21 + 1
+    assert sum(one.live_bytes for one in stats.classes) == stats.live_bytes
+    assert sum(one.mapped_bytes for one in stats.classes) == stats.mapped_bytes
+    slots = [one.slot_bytes for one in stats.classes]
+    assert slots[:-1] == sorted(slots[:-1])
+    assert slots[-1] == 0
+    assert stats.classes[-1].live_bytes == sys.getsizeof(large)
+    del texts, large
+    assert own.stats().live_blocks == 0
+    assert own.stats().mapped_bytes > 0
+    assert own.trim() is True
+    assert own.stats().mapped_bytes == 0
+    assert own.trim() is False
+    own.close()
+    with pytest.raises(ArenaError):
+        own.trim()
+
+
+def _resident(base: int, size: int) -> int:
+    """Bytes of the range that are resident, from smaps."""
+    total, inside = 0, False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            head = line.split()
+            if "-" in head[0] and not head[0].endswith(":"):
+                start, end = (int(part, 16) for part in head[0].split("-"))
+                inside = start >= base and end <= base + size
+            elif inside and head[0] == "Rss:":
+                total += int(head[1]) << 10
+    return total
+
+
+def test_a_budget_ends_in_memory_error_and_all_pages_go_back() -> None:
+    held = _resident(*malloc_arena.region())
+    with pytest.raises(MemoryError, match='arena "plugin" is at its limit of 33554432 bytes'):
+        with Arena(HEAP_DEFAULT, name="plugin", limit=32 << 20) as plugin:
+            [[] for _ in range(2_000_000)]
+    assert plugin.stats().peak_bytes > 24 << 20
+    assert plugin.stats().live_bytes < 1 << 20
+    with plugin:
+        numbers = list(map(float, range(100_000)))
+    assert plugin.stats().live_bytes > sys.getsizeof(numbers)
+    assert _resident(*malloc_arena.region()) > held + (2 << 20)
+    del numbers
+    plugin.close()
+    assert _resident(*malloc_arena.region()) <= held + (64 << 10)
+
+
 def test_owns(own: Arena) -> None:
     with own:
         kept = bytes(1000)
@@ -191,8 +246,8 @@ def test_a_full_arena_says_so() -> None:
         while True:
             kept.append(bytes(10_000))
     assert re.match(
-        r'arena "keys" is at its limit of 1048576 bytes: it holds \d+ bytes \(\d+ locked\), \d+ of '
-        r"them in \d+ live blocks\. Raise limit=",
+        r'arena "keys" is at its limit of 1048576 bytes: now it holds \d+ bytes \(\d+ locked\), '
+        r"\d+ of them in \d+ live blocks\. Raise limit=",
         str(error.value),
     )
     assert len(kept) > 50
