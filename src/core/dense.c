@@ -31,8 +31,18 @@ slot_of (const struct ma_unit *unit, const void *p)
   return (unsigned)(offset * unit->inverse >> 32);
 }
 
+/* Whether P is the first byte of a slot; PRODUCT: its offset times the inverse. */
+static inline int
+is_start (const struct ma_unit *unit, uint64_t product, const char *p)
+{
+  /* What is left below the point is less than one step for those; in a slab of larger pages the error
+   * of the inverse adds up to more than that. */
+  return MA_PAGE_MOST == 4096 ? (uint32_t)product < unit->inverse
+                              : p == unit->base + (product >> 32) * unit->slot;
+}
+
 static inline uint64_t
-bit_of (unsigned slot)
+bit_of (size_t slot)
 {
   return (uint64_t)1 << (slot & 63);
 }
@@ -237,14 +247,13 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
   const char *name = unit->local->arena->name;
   if (slot >= unit->avail)
     ma_fatal_block ("invalid free", p, name);
-  uint64_t freed = unit->free[slot / 64]
-                   | atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed);
-  if (is_away (unit, slot))
-    freed |= bit_of (slot);
+  int is_live = unit->sizes[slot] != 0;
   if ((const char *)p != unit->base + (size_t)slot * unit->slot)
-    ma_fatal_block (freed & bit_of (slot) ? "invalid free" : "interior pointer", p, name);
-  if (freed & bit_of (slot))
+    ma_fatal_block (is_live ? "interior pointer" : "invalid free", p, name);
+  if (!is_live)
     ma_fatal_block ("double free", p, name);
+  if (unit->sizes[slot] - 1 > unit->slot - unit->rest)
+    ma_fatal_block ("metadata corrupt", p, name);
   ma_fatal_block ("canary overwritten", p, name);
 }
 
@@ -262,24 +271,13 @@ wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 }
 
 /* The whole chain from an address to a live slot, asserted; the block's size. */
-MA_INLINE size_t
-live_size (const struct ma_unit *unit, const char *p, unsigned slot)
-{
-  uint64_t is_free = __atomic_load_n (&unit->free[slot / 64], __ATOMIC_RELAXED) & bit_of (slot);
-  if (unlikely ((p != unit->base + (size_t)slot * unit->slot) | (slot >= unit->avail)
-                | (is_free != 0)))
-    crime (unit, p, slot);
-  size_t size = unit->sizes[slot];
-  if (unlikely (size + unit->rest > unit->slot))
-    ma_fatal_block ("metadata corrupt", p, unit->local->arena->name);
-  return size;
-}
-
 static size_t
 checked (const struct ma_unit *unit, const char *p, unsigned slot)
 {
-  size_t size = live_size (unit, p, slot);
-  if (unit->rest != 0 && unlikely (!slot_is_intact (p, size, unit->slot, unit->group))
+  unsigned size = unit->sizes[slot] - 1u;
+  if (p != unit->base + (size_t)slot * unit->slot || size > (unsigned)(unit->slot - unit->rest))
+    crime (unit, p, slot);
+  if (unit->rest != 0 && unlikely (!slot_intact_any (p, size, unit->slot))
       && !wiped_by_fork (unit, p, size))
     crime (unit, p, slot);
   return size;
@@ -431,9 +429,18 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
     }
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[class];
-  unit->group = (uint8_t)ma_slot_group (unit->slot);
+  unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
+  for (unsigned i = 0; i < 3; i++)
+    unit->stroke[i] = slot_stroke (i + 1, unit->slot);
   unit->rest = local->is_plain ? 0 : MA_CANARY;
-  unit->covered = local->is_plain ? 0 : (uint16_t)slot_covered (unit->group);
+  size_t covered = local->is_plain ? unit->slot : slot_covered (unit->group);
+  unit->least = (uint16_t)(covered < unit->slot ? unit->slot - covered : 0);
+  unit->span = (uint16_t)(unit->slot - unit->rest - unit->least);
+  if (unit->group == MA_LONG)
+    {
+      unit->least = UINT16_MAX;
+      unit->span = 0;
+    }
   unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
   unit->opened = 0;
   unit->avail = 0;
@@ -568,22 +575,12 @@ pop (struct ma_local *local, struct ma_unit *unit, size_t size)
   uint64_t free = unit->free[at];
   unsigned slot = at * 64 + (unsigned)__builtin_ctzl (free);
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
-  unit->sizes[slot] = (uint16_t)size;
+  __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
   size_t live = local->live_bytes + size;
   local->live_bytes = live;
   if (unlikely (live > local->peak_bytes))
     local->peak_bytes = live;
   return slot;
-}
-
-MA_INLINE void *
-take (struct ma_local *local, struct ma_unit *unit, size_t size)
-{
-  size_t slot = unit->slot;
-  char *p = unit->base + pop (local, unit, size) * slot;
-  if (unlikely (!slot_take (p, size, slot, unit->group, local->is_verified)))
-    ma_fatal_block ("use after wipe", p, local->arena->name);
-  return p;
 }
 
 /* Puts the hint on a word with a free slot; 0 if there is none. */
@@ -654,11 +651,23 @@ refill (struct ma_local *local, unsigned class)
   return unit;
 }
 
+static __attribute__ ((noinline)) void *
+take_any (struct ma_local *local, char *p, size_t size, size_t slot)
+{
+  if (local->is_verified && !ma_is_zero (p, slot))
+    ma_fatal_block ("use after wipe", p, local->arena->name);
+  slot_canary_any (p, size, slot);
+  return p;
+}
+
 MA_COLD static void *
 alloc_slow (struct ma_local *local, unsigned class, size_t size)
 {
   struct ma_unit *unit = refill (local, class);
-  return unit != NULL ? take (local, unit, size) : NULL;
+  if (unit == NULL)
+    return NULL;
+  return take_any (local, unit->base + pop (local, unit, size) * (size_t)unit->slot, size,
+                   unit->slot);
 }
 
 MA_HOT void *
@@ -671,14 +680,19 @@ ma_dense_plain (struct ma_local *local, size_t size)
   return unit->base + pop (local, unit, size) * (size_t)unit->slot;
 }
 
-MA_CLONED void *
-ma_dense_alloc (struct ma_local *local, size_t size)
+/* What is rare is a call in the last place: with one in the middle, every call would save registers
+ * for it. */
+MA_INLINE void *
+alloc (struct ma_local *local, size_t size, int wide)
 {
   unsigned class = ma_class_of (size);
   struct ma_unit *unit = local->current[class];
   if (unlikely (unit->free[unit->hint] == 0))
     return alloc_slow (local, class, size);
-  return take (local, unit, size);
+  char *p = unit->base + pop (local, unit, size) * (size_t)unit->slot;
+  if (unlikely (unit->group == MA_LONG) || unlikely (!slot_take (unit, p, size, wide)))
+    return take_any (local, p, size, unit->slot);
+  return p;
 }
 
 void *
@@ -696,7 +710,7 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   if (local->is_verified && !ma_is_zero (p, unit->slot))
     ma_fatal_block ("use after wipe", p, local->arena->name);
   if (unit->rest != 0)
-    slot_canary_roomy (p, size, unit->slot);
+    slot_canary_any (p, size, unit->slot);
   return p;
 }
 
@@ -720,9 +734,10 @@ tidy (struct ma_local *local, struct ma_unit *unit)
 }
 
 static __attribute__ ((noinline)) void
-free_remote (struct ma_unit *unit, unsigned slot, const void *p)
+free_remote (struct ma_unit *unit, size_t slot, size_t size, const void *p)
 {
   struct ma_local *local = unit->local;
+  atomic_fetch_add_explicit (&local->remote_bytes, size, memory_order_relaxed);
   uint64_t before
       = atomic_fetch_or_explicit (&unit->remote[slot / 64], bit_of (slot), memory_order_acq_rel);
   if (unlikely (before & bit_of (slot)))
@@ -754,18 +769,16 @@ free_remote (struct ma_unit *unit, unsigned slot, const void *p)
 
 /* A slot that is wiped, back to its owner. */
 MA_INLINE void
-push (struct ma_unit *unit, unsigned slot, size_t size, const void *p)
+push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
 {
-  /* Computed anew from here on: kept since the check, the words and masks would cost the saving of
-   * six registers. */
-  __asm__ ("" : "+r"(slot));
   struct ma_local *local = unit->local;
+  __atomic_store_n (&unit->sizes[slot], 0, __ATOMIC_RELAXED);
   if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
     {
-      free_remote (unit, slot, p);
+      free_remote (unit, slot, size, p);
       return;
     }
-  unsigned at = slot / 64;
+  size_t at = slot / 64;
   size_t live = local->live_bytes - size;
   local->live_bytes = live;
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
@@ -774,46 +787,102 @@ push (struct ma_unit *unit, unsigned slot, size_t size, const void *p)
     tidy (local, unit);
 }
 
-/* Nothing in the slot tells that another thread freed the block. */
+/* Long slots, long canaries, damage: all but the usual. */
 static __attribute__ ((noinline)) void
-free_plain (struct ma_unit *unit, char *p, unsigned slot, size_t size)
-{
-  if (unlikely (atomic_load_explicit (&unit->remote[slot / 64], memory_order_relaxed)
-                & bit_of (slot)))
-    crime (unit, p, slot);
-  push (unit, slot, size, p);
-}
-
-/* Roomy blocks, damage: all but the usual. */
-static __attribute__ ((noinline)) void
-free_other (struct ma_unit *unit, char *p, unsigned slot)
-{
-  size_t size = checked (unit, p, slot);
-  ma_wipe_inline (p, unit->slot);
-  push (unit, slot, size, p);
-}
-
-MA_CLONED void
-ma_dense_free (struct ma_unit *unit, void *p)
+free_other (struct ma_unit *unit, char *p)
 {
   unsigned slot = slot_of (unit, p);
-  size_t size = live_size (unit, p, slot);
-  /* That much is covered of no slot of a plain arena. */
-  if (unlikely (unit->slot - size - 1 >= unit->covered)
-      || unlikely (!slot_give (p, size, unit->slot, unit->group)))
-    {
-      if (unit->rest == 0)
-        free_plain (unit, p, slot, size);
-      else
-        free_other (unit, p, slot);
-      return;
-    }
+  size_t size = checked (unit, p, slot);
+  if (unit->rest != 0)
+    ma_wipe_inline (p, unit->slot);
   push (unit, slot, size, p);
 }
+
+MA_INLINE void
+free_larger (struct ma_unit *unit, char *p, size_t slot, size_t size)
+{
+  if (likely (slot_give (unit, p, size)))
+    push (unit, slot, size, p);
+  else
+    free_other (unit, p);
+}
+
+/* LARGER: free_larger, out of line: it takes more registers than there are for nothing. */
+MA_INLINE void
+free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char *, size_t, size_t))
+{
+  uint64_t product = (uint64_t)(p - unit->base) * unit->inverse;
+  size_t slot = product >> 32;
+  unsigned size = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED) - 1u;
+  /* One compare for what has no live block, and for sizes that take the other way. */
+  if (unlikely (!is_start (unit, product, p) | (size - unit->least > unit->span)))
+    free_other (unit, p);
+  else if (unit->group != MA_UP_TO_144)
+    larger (unit, p, slot, size);
+  else if (likely (slot_give_small (unit, p, size)))
+    push (unit, slot, size, p);
+  else
+    free_other (unit, p);
+}
+
+#define MA_FAST_PATHS(name, is_wide, target)                                                       \
+  target static void *alloc_##name (struct ma_local *local, size_t size)                           \
+  {                                                                                                \
+    return alloc (local, size, is_wide);                                                           \
+  }                                                                                                \
+  target static __attribute__ ((noinline)) void larger_##name (struct ma_unit *unit, char *p,      \
+                                                               size_t slot, size_t size)           \
+  {                                                                                                \
+    free_larger (unit, p, slot, size);                                                             \
+  }                                                                                                \
+  target static void free_##name (struct ma_unit *unit, void *p)                                   \
+  {                                                                                                \
+    free_slot (unit, p, larger_##name);                                                            \
+  }
+
+MA_FAST_PATHS (base, 0, )
+
+#ifdef MA_WIDE
+MA_FAST_PATHS (wide, 1, __attribute__ ((target ("avx2,bmi,bmi2"))))
+
+/* Called by the dynamic linker, when nothing of ours may be called yet. */
+static int
+is_wide (void)
+{
+  __builtin_cpu_init ();
+  return __builtin_cpu_supports ("avx2") && __builtin_cpu_supports ("bmi2");
+}
+
+static void *(*choose_alloc (void)) (struct ma_local *, size_t)
+{
+  return is_wide () ? alloc_wide : alloc_base;
+}
+
+static void (*choose_free (void)) (struct ma_unit *, void *)
+{
+  return is_wide () ? free_wide : free_base;
+}
+
+void *ma_dense_alloc (struct ma_local *, size_t) __attribute__ ((ifunc ("choose_alloc")));
+void ma_dense_free (struct ma_unit *, void *) __attribute__ ((ifunc ("choose_free")));
+#else
+void *
+ma_dense_alloc (struct ma_local *local, size_t size)
+{
+  return alloc_base (local, size);
+}
+
+void
+ma_dense_free (struct ma_unit *unit, void *p)
+{
+  free_base (unit, p);
+}
+#endif
 
 void
 ma_dense_collect (struct ma_local *local)
 {
+  local->live_bytes -= atomic_exchange_explicit (&local->remote_bytes, 0, memory_order_relaxed);
   struct ma_unit *unit = atomic_exchange_explicit (&local->queue, NULL, memory_order_acq_rel);
   while (unit != NULL)
     {
@@ -835,8 +904,6 @@ ma_dense_collect (struct ma_local *local)
                             unit->base
                                 + (at * 64 + (unsigned)__builtin_ctzl (twice)) * (size_t)unit->slot,
                             local->arena->name);
-          for (uint64_t rest = freed; rest; rest &= rest - 1)
-            local->live_bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (rest)];
           __atomic_store_n (&unit->free[at], unit->free[at] | freed, __ATOMIC_RELAXED);
           freed_any = 1;
         }
@@ -866,9 +933,9 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
   local->live_bytes += size - before;
   if (local->live_bytes > local->peak_bytes)
     local->peak_bytes = local->live_bytes;
-  unit->sizes[slot] = (uint16_t)size;
+  unit->sizes[slot] = (uint16_t)(size + 1);
   if (!local->is_plain)
-    slot_canary_roomy (p, size, unit->slot);
+    slot_canary_any (p, size, unit->slot);
   return 1;
 }
 
@@ -888,7 +955,8 @@ size_t
 ma_dense_live (struct ma_local *local, size_t *bytes)
 {
   size_t blocks = 0;
-  *bytes = __atomic_load_n (&local->live_bytes, __ATOMIC_RELAXED);
+  *bytes = __atomic_load_n (&local->live_bytes, __ATOMIC_RELAXED)
+           - atomic_load_explicit (&local->remote_bytes, memory_order_relaxed);
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     for (unsigned at = 0; at * 64 < unit->avail; at++)
@@ -898,8 +966,6 @@ ma_dense_live (struct ma_local *local, size_t *bytes)
         for (; unlikely (unit->away && used); used &= used - 1)
           blocks += !is_away (unit, at * 64 + (unsigned)__builtin_ctzl (used));
         blocks += (size_t)__builtin_popcountl (used);
-        for (; remote; remote &= remote - 1)
-          *bytes -= unit->sizes[at * 64 + (unsigned)__builtin_ctzl (remote)];
       }
   return blocks;
 }
@@ -918,10 +984,12 @@ ma_dense_classes (struct ma_local *local, struct malloc_arena_class classes[MA_C
           for (uint64_t used = used_slots (unit, at, &remote); used; used &= used - 1)
             {
               unsigned slot = at * 64 + (unsigned)__builtin_ctzl (used);
-              if (unlikely (is_away (unit, slot)))
+              unsigned stored = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED);
+              /* On a page that is away, or just being freed. */
+              if (stored == 0)
                 continue;
               class->live_blocks++;
-              class->live_bytes += unit->sizes[slot];
+              class->live_bytes += stored - 1;
             }
         }
     }

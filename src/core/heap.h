@@ -83,6 +83,7 @@ struct ma_local
   pthread_mutex_t lock;
   /* A line of its own: other threads write it. */
   _Atomic (struct ma_unit *) queue __attribute__ ((aligned (128))); /* slabs with remote frees */
+  _Atomic size_t remote_bytes; /* freed there and still counted in LIVE_BYTES */
 };
 
 /* The owner of a local arena whose thread has ended. */

@@ -69,20 +69,22 @@ struct ma_unit
 {
   char *base;
   struct ma_local *local; /* of its arena; the owner of a slab */
-  uint16_t *sizes;        /* requested size by slot */
+  uint16_t *sizes;        /* by slot: 1 + the requested size; 0 where there is no live block */
   uint32_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
   uint16_t slot;          /* bytes */
-  uint16_t covered;       /* of them, from the end, what slot.h's canary check sees at once; or 0 */
-  uint16_t avail;         /* slots on pages that are open */
+  uint16_t least;         /* the sizes whose free takes the fast path: LEAST to LEAST + SPAN */
+  uint16_t span;
+  uint16_t avail; /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
-  uint8_t group;          /* of slot sizes, see slot.h */
+  uint8_t group;          /* of slots, see slot.h */
   uint8_t hint;           /* word of FREE to look at first */
   uint8_t listed;         /* in its class's list, or current: not full */
   uint8_t state;          /* MA_UNIT_OPEN, ... */
   uint8_t opened;         /* pages, from the first */
   uint16_t away;          /* bit by page: given back to the kernel, with all its slots */
   uint16_t locked;        /* bit by page */
+  uint8_t stroke[3];      /* of slot.h, for small slots */
   uint8_t rest;           /* least canary bytes after a block */
   uint8_t had_remote;     /* another thread freed in it since the heap was taken */
   _Atomic uint8_t queued; /* in its local arena's queue of remote frees */

@@ -2,12 +2,14 @@
  *
  * This is what the fast paths spend their time on. Sizes differ from call to call, so that a loop
  * over a slot ends in a mispredicted branch, which costs as much as 500 bytes of stores. Instead,
- * slots are in groups, and within a group the work has one shape: a fixed number of 32-byte
- * vectors, of which those that would lie beyond the end are done at the end once more. Where the CPU
- * has no such vectors the compiler makes two of each.
+ * slots are in groups, and within a group the work has one shape: a fixed number of 32-byte vectors,
+ * half of them from the start and half from the end, so that they overlap in the middle. Where the
+ * CPU has no such vectors the compiler makes two of each. Slots beyond the groups are looped over, out
+ * of line.
  *
- * A load waits for the cache when the bytes it wants were just written by two stores. So the canary
- * of a small block, whose owner has just written the bytes before it, is read in words.
+ * A load waits for the cache when the bytes it wants were just written by two stores. So slots are
+ * multiples of 32, or the vectors of both passes lie so that each load is one store; and the canary,
+ * before which its owner has just written, is read in words.
  */
 #ifndef MA_SLOT_H
 #define MA_SLOT_H
@@ -18,81 +20,149 @@
 #include "region.h"
 #include "wipe.h"
 
-/* The vectors of a slot; the aligned words that hold the canary of any block of the class's own
- * sizes, which is the least canary and what one step between classes adds. In large slots neither is
- * worth a shape: 0. In the largest a step is more than a few vectors: -1, a loop. */
-enum
+enum ma_group
 {
-  MA_GROUPS = 4,
-  MA_TAIL = 5 /* vectors that hold the canary in the third group */
+  MA_UP_TO_144,
+  MA_UP_TO_320,
+  MA_UP_TO_512,
+  MA_UNWIPED, /* no canary, nothing is looked at: any size of a plain arena */
+  MA_LONG     /* no shape */
 };
-#define MA_SLOT_GROUP(group, work)                                                                 \
-  switch (group)                                                                                   \
-    {                                                                                              \
-    case 0: work (4, 3);  /* up to 128 */                                                          \
-    case 1: work (16, 5); /* 512 */                                                                \
-    case 2: work (0, 0);  /* 2048 */                                                               \
-    default: work (0, -1);                                                                         \
-    }
 
 static inline unsigned
 ma_slot_group (size_t slot)
 {
-  return slot <= 128 ? 0 : slot <= 512 ? 1 : slot <= 2048 ? 2 : 3;
+  return slot <= 144   ? MA_UP_TO_144
+         : slot <= 320 ? MA_UP_TO_320
+         : slot <= 512 ? MA_UP_TO_512
+                       : MA_LONG;
 }
 
 /* Slots are at multiples of 16. */
 typedef long long ma_v32 __attribute__ ((vector_size (32), aligned (16), may_alias));
 
-/* Compiled twice where that pays; which one is used is settled when the library is loaded. */
+/* The fast paths are compiled twice where that pays. */
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
     && defined(__GNUC__) && !defined(__clang__)
-#define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
-#else
-#define MA_CLONED
+#define MA_WIDE 1
 #endif
 
 /* Bytes that are 0 before and 255 from the middle on: a mask for any boundary is a load. */
 extern MA_HIDDEN const unsigned char ma_slot_masks[384];
 
+typedef long long ma_v32_anywhere __attribute__ ((vector_size (32), aligned (1), may_alias));
+
 /* The mask of the bytes at or after BOUNDARY of the 32 at offset AT. */
-MA_INLINE void
-slot_mask (ma_v32 *mask, size_t boundary, size_t at)
-{
-  memcpy (mask, ma_slot_masks + 192 + at - boundary, sizeof *mask);
-}
+#define SLOT_MASK(boundary, at)                                                                    \
+  (*(const ma_v32_anywhere *)(ma_slot_masks + 192 + (at) - (boundary)))
 
-MA_INLINE size_t
-slot_least (size_t a, size_t b)
-{
-  return a < b ? a : b;
-}
-
+/* WIDE: the caller is compiled for a CPU with these vectors. */
 MA_INLINE int
-slot_is_zero_shape (const char *p, size_t slot, int vectors)
+slot_is_none (ma_v32 seen, int wide)
 {
-  ma_v32 seen = { 0, 0, 0, 0 };
-  if (vectors == 0)
-    return ma_is_zero (p, slot);
-#pragma GCC unroll 16
-  for (int i = 0; i < vectors; i++)
-    seen |= *(const ma_v32 *)(p + slot_least (32 * (size_t)i, slot - 32));
+#ifdef MA_WIDE
+  if (wide)
+    {
+      int is_none;
+      __asm__ ("vptest %1, %1" : "=@ccz"(is_none) : "x"(seen));
+      return is_none;
+    }
+#endif
+  (void)wide;
   return (seen[0] | seen[1] | seen[2] | seen[3]) == 0;
 }
 
-MA_INLINE void
-slot_wipe_shape (char *p, size_t slot, int vectors)
+#define AT(p, offset) (*(ma_v32 *)((p) + (offset)))
+#define CONST_AT(p, offset) (*(const ma_v32 *)((p) + (offset)))
+
+/* Where in a slot of up to 144 bytes the second to fourth vector lies: the last whole one, if there
+ * are not so many. */
+static inline uint8_t
+slot_stroke (unsigned i, size_t slot)
 {
-  if (vectors == 0)
-    ma_wipe_inline (p, slot);
-  else
-#pragma GCC unroll 16
-    for (int i = 0; i < vectors; i++)
-      {
-        *(ma_v32 *)(p + slot_least (32 * (size_t)i, slot - 32)) = (ma_v32){ 0, 0, 0, 0 };
-        /* No dead store, and no call of memset either. */
-        __asm__ volatile ("" : : "r"(p) : "memory");
-      }
+  size_t last = (slot & ~(size_t)31) - 32;
+  return (uint8_t)(32 * i < last ? 32 * i : last);
+}
+
+/* Slots up to 144 are whole vectors and, every second of them, 16 bytes more. */
+MA_INLINE int
+slot_is_zero_144 (const char *p, size_t slot, const uint8_t *stroke, int wide)
+{
+  ma_v32 seen = CONST_AT (p, 0) | CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1])
+                | CONST_AT (p, stroke[2]);
+  const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
+  ma_v32 rest_twice = { (*rest)[0], (*rest)[1], 0, 0 };
+  return slot_is_none (seen | rest_twice, wide);
+}
+
+MA_INLINE void
+slot_wipe_144 (char *p, size_t slot, const uint8_t *stroke)
+{
+  /* Last first: what the others write again is read from them. */
+  AT (p, slot - 32) = (ma_v32){ 0, 0, 0, 0 };
+  AT (p, 0) = (ma_v32){ 0, 0, 0, 0 };
+  AT (p, stroke[0]) = (ma_v32){ 0, 0, 0, 0 };
+  AT (p, stroke[1]) = (ma_v32){ 0, 0, 0, 0 };
+  AT (p, stroke[2]) = (ma_v32){ 0, 0, 0, 0 };
+  __asm__ volatile ("" : : "r"(p) : "memory");
+}
+
+MA_INLINE int
+slot_is_zero_shape (const char *p, size_t slot, int half, int wide)
+{
+  ma_v32 seen = { 0, 0, 0, 0 };
+#pragma GCC unroll 8
+  for (int i = 0; i < half; i++)
+    seen |= CONST_AT (p, 32 * (size_t)i) | CONST_AT (p, slot - 32 * (size_t)(i + 1));
+  return slot_is_none (seen, wide);
+}
+
+MA_INLINE void
+slot_wipe_shape (char *p, size_t slot, int half)
+{
+#pragma GCC unroll 8
+  for (int i = 0; i < half; i++)
+    {
+      AT (p, 32 * (size_t)i) = (ma_v32){ 0, 0, 0, 0 };
+      AT (p, slot - 32 * (size_t)(i + 1)) = (ma_v32){ 0, 0, 0, 0 };
+      /* No dead store, and no call of memset either. */
+      __asm__ volatile ("" : : "r"(p) : "memory");
+    }
+}
+
+/* Written over a zero slot: the bytes of the block stay zero. VECTORS hold the longest canary of a
+ * block of the class's own sizes. */
+MA_INLINE void
+slot_canary_shape (char *p, size_t size, size_t slot, int vectors)
+{
+  long long word = (long long)ma_sealed.canary;
+  ma_v32 canary = { word, word, word, word };
+#pragma GCC unroll 2
+  for (int i = vectors; i > 0; i--)
+    AT (p, slot - 32 * (size_t)i) = canary & SLOT_MASK (size, slot - 32 * (size_t)i);
+}
+
+typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
+
+/* Whether the canary is what was written: its first 8 bytes, and of the slot's last words those WORDS
+ * that the longest one has beyond these. */
+MA_INLINE int
+slot_intact_shape (const char *p, size_t size, size_t slot, int words)
+{
+  uint64_t c = ma_sealed.canary;
+  unsigned turn = (unsigned)(size & 7) * 8;
+  uint64_t damage = *(const ma_word *)(p + size) ^ (c >> turn | c << (-turn & 63));
+  size_t first = (size + 7) & ~(size_t)7;
+#pragma GCC unroll 4
+  for (int i = words; i > 1; i--)
+    {
+      size_t at = slot - 8 * (size_t)i;
+      damage |= *(const ma_word *)(p + (at > first ? at : first)) ^ c;
+      /* One after the other: with all of them at once the caller would save registers. */
+      __asm__ ("" : "+r"(damage));
+    }
+  damage |= *(const ma_word *)(p + slot - 8) ^ c;
+  return damage == 0;
 }
 
 static inline unsigned char
@@ -101,12 +171,9 @@ slot_canary_byte (size_t at)
   return (unsigned char)(ma_sealed.canary >> (at & 7) * 8);
 }
 
-typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
-
-/* An aligned block, or one that was resized in place, may have more after it than the shape of its
- * slot covers; those of the last group mostly have. */
-MA_COLD __attribute__ ((unused)) static void
-slot_canary_roomy (char *p, size_t size, size_t slot)
+/* Any block in any slot. */
+__attribute__ ((unused)) static void
+slot_canary_any (char *p, size_t size, size_t slot)
 {
   size_t at = size;
   for (; at & 7 && at < slot; at++)
@@ -115,8 +182,8 @@ slot_canary_roomy (char *p, size_t size, size_t slot)
     *(ma_word *)(p + at) = ma_sealed.canary;
 }
 
-MA_COLD __attribute__ ((unused)) static int
-slot_intact_roomy (const char *p, size_t size, size_t slot)
+__attribute__ ((unused)) static int
+slot_intact_any (const char *p, size_t size, size_t slot)
 {
   uint64_t damage = 0;
   size_t at = size;
@@ -127,103 +194,70 @@ slot_intact_roomy (const char *p, size_t size, size_t slot)
   return damage == 0;
 }
 
-/* Bytes before the end of a slot that its shape covers. */
+/* The longest canary that the shapes see: 8 bytes, and what one step between classes adds. An aligned
+ * block, or one that was resized in place, may have a longer one. */
 static inline size_t
 slot_covered (unsigned group)
 {
-  static const uint16_t covered[MA_GROUPS] = { 32, 2 * 32, MA_TAIL * 32, UINT16_MAX };
-  return covered[group];
+  return group == MA_UP_TO_144 ? 23 : group < MA_UNWIPED ? 39 : 0;
 }
 
-/* Written over a zero slot: the bytes of the block stay zero. */
-MA_INLINE void
-slot_canary_shape (char *p, size_t size, size_t slot, int words)
-{
-  if (words < 0)
-    {
-      slot_canary_roomy (p, size, slot);
-      return;
-    }
-  long long word = (long long)ma_sealed.canary;
-  ma_v32 canary = { word, word, word, word };
-  int tail = words == 3 ? 1 : words == 5 ? 2 : MA_TAIL;
-#pragma GCC unroll 16
-  for (int i = tail; i > 0; i--)
-    {
-      ma_v32 mask;
-      slot_mask (&mask, size, slot - 32 * (size_t)i);
-      *(ma_v32 *)(p + slot - 32 * i) = canary & mask;
-    }
-}
-
+/* Gives a free slot, not a long one, to a block of a size of its class: 0 if it was written since it was wiped, and then
+ * the canary is not. */
 MA_INLINE int
-slot_intact_shape (const char *p, size_t size, size_t slot, int words)
+slot_take (const struct ma_unit *unit, char *p, size_t size, int wide)
 {
-  if (words < 0)
-    return slot_intact_roomy (p, size, slot);
-  uint64_t c = ma_sealed.canary;
-  if (words)
+  size_t slot = unit->slot;
+  unsigned group = unit->group;
+  if (group == MA_UP_TO_144)
     {
-      unsigned turn = (unsigned)(size & 7) * 8;
-      uint64_t damage = *(const ma_word *)(p + size) ^ (c >> turn | c << (-turn & 63));
-      size_t at = (size + 8) & ~(size_t)7;
-#pragma GCC unroll 16
-      for (int i = 0; i < words; i++)
-        damage |= *(const ma_word *)(p + slot_least (at + 8 * (size_t)i, slot - 8)) ^ c;
-      return damage == 0;
+      if (unlikely (!slot_is_zero_144 (p, slot, unit->stroke, wide)))
+        return 0;
+      slot_canary_shape (p, size, slot, 1);
     }
-  ma_v32 canary = { (long long)c, (long long)c, (long long)c, (long long)c };
-  ma_v32 damage = { 0, 0, 0, 0 };
-#pragma GCC unroll 16
-  for (int i = MA_TAIL; i > 0; i--)
+  else if (group == MA_UP_TO_320)
     {
-      ma_v32 mask;
-      slot_mask (&mask, size, slot - 32 * (size_t)i);
-      damage |= (*(const ma_v32 *)(p + slot - 32 * i) ^ canary) & mask;
+      if (unlikely (!slot_is_zero_shape (p, slot, 5, wide)))
+        return 0;
+      slot_canary_shape (p, size, slot, 2);
     }
-  return (damage[0] | damage[1] | damage[2] | damage[3]) == 0;
+  else
+    {
+      if (unlikely (!slot_is_zero_shape (p, slot, 8, wide)))
+        return 0;
+      slot_canary_shape (p, size, slot, 2);
+    }
+  return 1;
 }
 
-/* Gives a free slot to a block of a size of its class: 0 if it was written since it was wiped, which
- * is not looked at unless IS_VERIFIED. */
+/* Wipes a slot of the first group if no byte after the block was written; */
 MA_INLINE int
-slot_take (char *p, size_t size, size_t slot, unsigned group, int is_verified)
+slot_give_small (const struct ma_unit *unit, char *p, size_t size)
 {
-#define TAKE(vectors, words)                                                                       \
-  {                                                                                                \
-    int is_zero = !is_verified || slot_is_zero_shape (p, slot, vectors);                           \
-    slot_canary_shape (p, size, slot, words);                                                      \
-    return is_zero;                                                                                \
-  }
-  MA_SLOT_GROUP (group, TAKE)
-#undef TAKE
+  if (unlikely (!slot_intact_shape (p, size, unit->slot, 2)))
+    return 0;
+  slot_wipe_144 (p, unit->slot, unit->stroke);
+  return 1;
 }
 
-/* Whether no byte after the block was written. */
-static inline int
-slot_is_intact (const char *p, size_t size, size_t slot, unsigned group)
-{
-  if (unlikely (slot - size > slot_covered (group)))
-    return slot_intact_roomy (p, size, slot);
-#define INTACT(vectors, words) return slot_intact_shape (p, size, slot, words);
-  MA_SLOT_GROUP (group, INTACT)
-#undef INTACT
-}
-
-/* The same for a block that is not roomy, and if so the slot is wiped, in one go through the
- * groups. */
+/* and one of any of the others, but not a long one. */
 MA_INLINE int
-slot_give (char *p, size_t size, size_t slot, unsigned group)
+slot_give (const struct ma_unit *unit, char *p, size_t size)
 {
-#define GIVE(vectors, words)                                                                       \
-  {                                                                                                \
-    if (unlikely (!slot_intact_shape (p, size, slot, words)))                                      \
-      return 0;                                                                                    \
-    slot_wipe_shape (p, slot, vectors);                                                            \
-    return 1;                                                                                      \
-  }
-  MA_SLOT_GROUP (group, GIVE)
-#undef GIVE
+  size_t slot = unit->slot;
+  if (unit->group == MA_UNWIPED)
+    return 1;
+  if (unlikely (!slot_intact_shape (p, size, slot, 4)))
+    return 0;
+  if (unit->group == MA_UP_TO_320)
+    slot_wipe_shape (p, slot, 5);
+  else
+    slot_wipe_shape (p, slot, 8);
+  return 1;
 }
+
+#undef AT
+#undef CONST_AT
+#undef SLOT_MASK
 
 #endif

@@ -92,7 +92,7 @@ for _ in range(3):
     assert seen == [True, True] and not vault.owns(id(bytes(100)))
     kept.append(bytes(100))
 depth = 0
-start = threading._start_new_thread
+start = getattr(threading, "_start_joinable_thread", None) or threading._start_new_thread
 while hasattr(start, "__wrapped__"): start, depth = start.__wrapped__, depth + 1
 assert depth == 1, depth
 """
