@@ -58,17 +58,18 @@ typedef long long ma_v32_anywhere __attribute__ ((vector_size (32), aligned (1),
 
 /* WIDE: the caller is compiled for a CPU with these vectors. */
 MA_INLINE int
-slot_is_none (ma_v32 seen, int wide)
+slot_is_none (const ma_v32 *vector, int wide)
 {
 #ifdef MA_WIDE
   if (wide)
     {
       int is_none;
-      __asm__ ("vptest %1, %1" : "=@ccz"(is_none) : "x"(seen));
+      __asm__ ("vptest %1, %1" : "=@ccz"(is_none) : "x"(*vector));
       return is_none;
     }
 #endif
   (void)wide;
+  ma_v32 seen = *vector;
   return (seen[0] | seen[1] | seen[2] | seen[3]) == 0;
 }
 
@@ -92,7 +93,8 @@ slot_is_zero_144 (const char *p, size_t slot, const uint8_t *stroke, int wide)
                 | CONST_AT (p, stroke[2]);
   const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
   ma_v32 rest_twice = { (*rest)[0], (*rest)[1], 0, 0 };
-  return slot_is_none (seen | rest_twice, wide);
+  seen |= rest_twice;
+  return slot_is_none (&seen, wide);
 }
 
 MA_INLINE void
@@ -114,7 +116,7 @@ slot_is_zero_shape (const char *p, size_t slot, int half, int wide)
 #pragma GCC unroll 8
   for (int i = 0; i < half; i++)
     seen |= CONST_AT (p, 32 * (size_t)i) | CONST_AT (p, slot - 32 * (size_t)(i + 1));
-  return slot_is_none (seen, wide);
+  return slot_is_none (&seen, wide);
 }
 
 MA_INLINE void
