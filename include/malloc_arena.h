@@ -149,6 +149,50 @@ int malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
  * anything, 0 if not, -1 with EINVAL. */
 int malloc_arena_trim (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
+/* What lies where in an arena, for pictures: addresses, sizes and states, not one byte of contents. An
+ * arena's extent comes first, then its heaps, each before the slabs in it, and its large ranges; a slab
+ * and a large range come before their slots and guards. */
+enum malloc_arena_extent_type
+{
+  MALLOC_ARENA_EXTENT_ARENA = 1, /* ADDRESS 0, BYTES mapped, BLOCK the limit, FLAGS the receipt's */
+  MALLOC_ARENA_EXTENT_HEAP,      /* BYTES of address space for slabs */
+  MALLOC_ARENA_EXTENT_SLAB,      /* BYTES in use so far, in slots of BLOCK bytes */
+  MALLOC_ARENA_EXTENT_LARGE,     /* BYTES of pages for one block */
+  MALLOC_ARENA_EXTENT_SLOT,      /* room for one block, which is BLOCK bytes if it lives */
+  MALLOC_ARENA_EXTENT_GUARD      /* BYTES that cannot be touched */
+};
+enum malloc_arena_extent_state
+{
+  MALLOC_ARENA_EXTENT_LIVE = 1,    /* a block of the program's */
+  MALLOC_ARENA_EXTENT_FREE,        /* may be given out */
+  MALLOC_ARENA_EXTENT_QUARANTINED, /* freed, and not to be given out yet */
+  MALLOC_ARENA_EXTENT_RETURNED     /* free, its pages given back to the kernel */
+};
+struct malloc_arena_extent
+{
+  void *address;
+  size_t bytes;
+  size_t block;
+  malloc_arena *arena;
+  const char *name; /* of the arena; readable also after the arena is deleted, though not its own */
+  unsigned type;    /* enum malloc_arena_extent_type */
+  unsigned state;   /* enum malloc_arena_extent_state, of a slot or a large range, else 0 */
+  unsigned flags;   /* MALLOC_ARENA_LOCKED and so on: what the kernel granted for this memory */
+  unsigned kind;    /* HEAP_..., of the arena */
+};
+
+/* Writes up to COUNT extents of ARENA (NULL: of all arenas), each of EXTENT_SIZE = sizeof (struct
+ * malloc_arena_extent) bytes, and returns how many there are, which may be more: then nothing beyond
+ * COUNT was written. -1 with EINVAL: not an arena, or another EXTENT_SIZE.
+ *
+ * It allocates nothing. Thread-safe, and threads that allocate are not stopped: heaps, slabs and large
+ * ranges are seen as they were while their lock was held, one thread's part of an arena after the
+ * other's. A slot that is allocated or freed during the walk is in either state, and if it is live its
+ * BLOCK may be its last block's. In an arena that nobody uses meanwhile all is exact. Usable in a
+ * forked child. With NULL no arena can be made or deleted meanwhile. */
+ptrdiff_t malloc_arena_walk (malloc_arena *arena, struct malloc_arena_extent *extents,
+                             size_t extent_size, size_t count) MALLOC_ARENA_NOTHROW;
+
 /* The arena's name, for messages. Valid until the arena is deleted. */
 const char *malloc_arena_name (const malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 

@@ -8,6 +8,7 @@
 #include "large.h"
 #include "options.h"
 #include "receipt.h"
+#include "walk.h"
 #include "wipe.h"
 
 enum
@@ -207,6 +208,19 @@ malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
     }
   ma_stats (arena, stats);
   return 0;
+}
+
+MA_EXPORT ptrdiff_t
+malloc_arena_walk (malloc_arena *arena, struct malloc_arena_extent *extents, size_t extent_size,
+                   size_t count)
+{
+  if ((arena != NULL && arena->magic != MA_MAGIC) || (extents == NULL && count != 0)
+      || extent_size != sizeof *extents)
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  return ma_walk (arena, extents, extent_size, count);
 }
 
 malloc_arena *

@@ -14,7 +14,7 @@ __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 struct ma_thread ma_nobody;
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
-static malloc_arena *table[MA_ARENAS];
+malloc_arena *ma_arena_table[MA_ARENAS];
 static unsigned table_next; /* rover: a deleted arena's place is used again as late as possible */
 static struct ma_thread *threads;
 static struct ma_thread *unused_threads;
@@ -303,6 +303,16 @@ ma_arena_locals (malloc_arena *arena, void (*visit) (struct ma_local *, void *),
     }
 }
 
+void
+ma_arena_each (void (*visit) (malloc_arena *, void *), void *data)
+{
+  pthread_mutex_lock (&table_lock);
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (ma_arena_table[i])
+      visit (ma_arena_table[i], data);
+  pthread_mutex_unlock (&table_lock);
+}
+
 /* ---- enter and leave ---- */
 
 void
@@ -431,14 +441,14 @@ before_fork (void)
 {
   pthread_mutex_lock (&table_lock);
   for (unsigned i = 0; i < MA_ARENAS; i++)
-    if (table[i])
-      for (struct ma_local *local = table[i]->locals; local; local = local->next)
+    if (ma_arena_table[i])
+      for (struct ma_local *local = ma_arena_table[i]->locals; local; local = local->next)
         pthread_mutex_lock (&local->lock);
   for (unsigned i = 0; i < MA_ARENAS; i++)
-    if (table[i])
+    if (ma_arena_table[i])
       {
-        pthread_mutex_lock (&table[i]->lock);
-        copy_secrets (table[i]);
+        pthread_mutex_lock (&ma_arena_table[i]->lock);
+        copy_secrets (ma_arena_table[i]);
       }
   ma_region_lock ();
 }
@@ -448,10 +458,10 @@ unlock_all (void)
 {
   ma_region_unlock ();
   for (unsigned i = 0; i < MA_ARENAS; i++)
-    if (table[i])
+    if (ma_arena_table[i])
       {
-        pthread_mutex_unlock (&table[i]->lock);
-        for (struct ma_local *local = table[i]->locals; local; local = local->next)
+        pthread_mutex_unlock (&ma_arena_table[i]->lock);
+        for (struct ma_local *local = ma_arena_table[i]->locals; local; local = local->next)
           pthread_mutex_unlock (&local->lock);
       }
   pthread_mutex_unlock (&table_lock);
@@ -461,8 +471,8 @@ static void
 after_fork (void)
 {
   for (unsigned i = 0; i < MA_ARENAS; i++)
-    if (table[i])
-      drop_secrets (table[i]);
+    if (ma_arena_table[i])
+      drop_secrets (ma_arena_table[i]);
   unlock_all ();
 }
 
@@ -533,7 +543,7 @@ in_child (void)
     self->previous = self->next = NULL;
   for (unsigned i = 0; i < MA_ARENAS; i++)
     {
-      malloc_arena *arena = table[i];
+      malloc_arena *arena = ma_arena_table[i];
       if (arena == NULL)
         continue;
       atomic_store (&arena->locked, 0);
@@ -604,7 +614,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
   pthread_mutex_lock (&table_lock);
   unsigned place = MA_ARENAS;
   for (unsigned i = 0; i < MA_ARENAS && place == MA_ARENAS; i++)
-    if (table[(table_next + i) % MA_ARENAS] == NULL)
+    if (ma_arena_table[(table_next + i) % MA_ARENAS] == NULL)
       place = (table_next + i) % MA_ARENAS;
   malloc_arena *arena = place != MA_ARENAS ? take_arena () : NULL;
   if (arena)
@@ -628,7 +638,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       strncpy (arena->name, options->name, MA_NAME - 1);
       pthread_mutex_init (&arena->lock, NULL);
       arena->magic = MA_MAGIC;
-      table[place] = arena;
+      ma_arena_table[place] = arena;
       table_next = place + 1;
     }
   pthread_mutex_unlock (&table_lock);
@@ -702,7 +712,7 @@ ma_arena_delete (malloc_arena *arena)
   for (struct ma_thread *thread = threads; thread; thread = thread->next)
     thread->locals[arena->index] = NULL;
   arena->magic = 0;
-  table[arena->index] = NULL;
+  ma_arena_table[arena->index] = NULL;
   put_arena (arena);
   pthread_mutex_unlock (&table_lock);
   return 0;

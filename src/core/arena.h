@@ -53,5 +53,9 @@ void ma_arena_leave (malloc_arena *arena);
 
 /* For walks: calls VISIT for each local arena, its lock held, with remote frees not yet taken in. */
 void ma_arena_locals (malloc_arena *arena, void (*visit) (struct ma_local *, void *), void *data);
+/* Calls VISIT for each arena, the table lock held: none is made or ended meanwhile. */
+void ma_arena_each (void (*visit) (malloc_arena *, void *), void *data);
+/* By index, NULL where there is none; for readers from outside. */
+extern MA_HIDDEN malloc_arena *ma_arena_table[MA_ARENAS];
 
 #endif
