@@ -19,9 +19,9 @@ struct ma_layout
   const unsigned *page_shift; /* NULL: 12 */
   const void *sealed;
   malloc_arena *const *arenas;
-  uint32_t sealed_base, sealed_size, sealed_units, sealed_dump_refused;
+  uint32_t sealed_base, sealed_size, sealed_dump_refused;
   uint32_t arena_magic, arena_kind, arena_fork_policy, arena_limit, arena_name, arena_mapped,
-      arena_locked, arena_locals, arena_larges;
+      arena_locals, arena_larges;
   uint32_t local_heaps, local_next;
   uint32_t unit_size; /* in bytes */
   uint32_t unit_base, unit_sizes, unit_slot, unit_avail, unit_kind, unit_state, unit_opened,

@@ -81,6 +81,48 @@ core_region (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
                         (unsigned long long)ma_region.size);
 }
 
+/* (the extents of all arenas as one bytes object, {handle: name}) */
+static PyObject *
+core_walk (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
+{
+  struct malloc_arena_extent *extents = NULL;
+  size_t room = 0;
+  ptrdiff_t found;
+  while ((found = malloc_arena_walk (NULL, extents, sizeof *extents, room)) > (ptrdiff_t)room)
+    {
+      /* What is asked for here may be in an arena itself. */
+      room = (size_t)found + (size_t)found / 8 + 64;
+      struct malloc_arena_extent *more = PyMem_RawRealloc (extents, room * sizeof *extents);
+      if (more == NULL)
+        {
+          PyMem_RawFree (extents);
+          return PyErr_NoMemory ();
+        }
+      extents = more;
+    }
+  PyObject *names = PyDict_New ();
+  for (ptrdiff_t i = 0; names != NULL && i < found; i++)
+    {
+      if (extents[i].type != MALLOC_ARENA_EXTENT_ARENA)
+        continue;
+      PyObject *handle = PyLong_FromVoidPtr (extents[i].arena);
+      PyObject *name
+          = PyUnicode_DecodeUTF8 (extents[i].name, (Py_ssize_t)strlen (extents[i].name), "replace");
+      if (handle == NULL || name == NULL || PyDict_SetItem (names, handle, name) == -1)
+        Py_CLEAR (names);
+      Py_XDECREF (handle);
+      Py_XDECREF (name);
+    }
+  PyObject *data = NULL;
+  if (names != NULL)
+    data = PyBytes_FromStringAndSize ((const char *)extents, found * (Py_ssize_t)sizeof *extents);
+  PyMem_RawFree (extents);
+  PyObject *result = data != NULL ? PyTuple_Pack (2, data, names) : NULL;
+  Py_XDECREF (data);
+  Py_XDECREF (names);
+  return result;
+}
+
 static int
 core_exec (PyObject *module)
 {
@@ -145,6 +187,7 @@ static PyMethodDef core_methods[] = {
   { "_inherit", arena_inherit, METH_O, NULL },
   { "_equal", (PyCFunction)(void (*) (void))buffer_equal, METH_FASTCALL, NULL },
   { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
+  { "_walk", core_walk, METH_NOARGS, NULL },
   { "_numpy_handler", pyhooks_numpy_handler, METH_O, NULL },
   { "_hook_numpy", pyhooks_hook_numpy, METH_O, NULL },
   { NULL, NULL, 0, NULL },

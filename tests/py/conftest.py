@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import malloc_arena
+from browser import browser as browser  # a fixture
 
 # What every child begins with: show() gives the test a JSON value and waits until it has looked.
 PRELUDE = """

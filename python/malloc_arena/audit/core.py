@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from . import elf
+from .. import elf
 from .process import CONTROL_BLOCK, STACK_POINTER, CannotLook
 from .source import Mapping, Registers, Thread
 

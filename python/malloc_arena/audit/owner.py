@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import array
 import bisect
-import contextlib
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import elf
+from ..snapshot import LIVE, Snapshot
+from . import layout
 from .source import Mapping, Source, Thread, fetch, word
 
 PAGE = 4096
@@ -63,7 +63,8 @@ class Owners:
         self._source = source
         self._maps = maps
         self._starts = [mapping.start for mapping in maps]
-        self._arena = region(source, maps) if arena is None else arena
+        self._arena = layout.region(source, maps) if arena is None else arena
+        self._arenas: Snapshot | None = None  # once one is asked for
         self._argv, self._environ = source.arguments()
         self._heaps: dict[int, _Heap | None] = {}
         self._key: int | None = None
@@ -78,7 +79,7 @@ class Owners:
     def place(self, address: int) -> Place:
         base, size = self._arena
         if base <= address < base + size:
-            return Place("arena")
+            return self._in_arena(address)
         for name, (start, end) in (("argv", self._argv), ("environ", self._environ)):
             if start <= address < end:
                 return Place(name)
@@ -104,6 +105,24 @@ class Owners:
             if other.inode and other.end == mapping.start and "w" in other.permissions:
                 return Place("file", what=f"zero-initialised data of {other.path}")
         return Place("anonymous")
+
+    # this library
+
+    def _in_arena(self, address: int) -> Place:
+        if self._arenas is None:
+            try:
+                self._arenas = layout.read(self._source, self._maps)
+            except ValueError:  # another version of the library
+                self._arenas = Snapshot(0, "", (0, 0), ())
+        found = self._arenas.find(address)
+        if found is None:
+            return Place("arena")
+        state = "live" if found.state == LIVE else "freed"
+        what = f'arena "{found.arena}"'
+        kind = self._type(found.address, address) if found.address else ""
+        return Place(
+            "arena", state, f"{kind} in {what}" if kind else what, found.address, found.size
+        )
 
     # CPython
 
@@ -351,20 +370,6 @@ class Owners:
                 if own > 20:
                     yield state
                 at = data.find(needle, at + 1)
-
-
-def region(source: Source, maps: Iterable[Mapping]) -> tuple[int, int]:
-    """(base, size) of this library's region in the process, (0, 0) where it has none."""
-    for mapping in maps:
-        if mapping.offset == 0 and mapping.path.endswith("/libmalloc_arena.so"):
-            with contextlib.suppress(OSError, elf.NotElf), source.open(mapping) as file:
-                value = elf.symbol(file, "ma_region")
-                if value is not None:
-                    data = fetch(source, mapping.start + value, 16)
-                    if len(data) == 16:
-                        base, size = struct.unpack("<QQ", data)
-                        return base, size
-    return 0, 0
 
 
 def _on_stack(address: int, mapping: Mapping, thread: Thread) -> Place | None:

@@ -16,13 +16,15 @@ from .audit import Audit
 from .config import Config
 from .demo import Demo
 from .doctor import Doctor
+from .map import Map
 from .run import Run
 
-VERBS: tuple[Demo | Doctor | Run | Audit | Config, ...] = (
+VERBS: tuple[Demo | Doctor | Run | Audit | Map | Config, ...] = (
     Demo(),
     Doctor(),
     Run(),
     Audit(),
+    Map(),
     Config(),
 )
 

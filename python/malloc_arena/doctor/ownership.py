@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .elf import Elf, read
+from ..elf import Elf, read
 from .target import Target
 
 OURS = "libmalloc_arena.so"

@@ -7,7 +7,8 @@ import re
 import signal
 import sysconfig
 
-from . import elf, probe
+from .. import elf
+from . import probe
 from .finding import Finding, Fix
 from .memory import size
 from .ownership import OURS

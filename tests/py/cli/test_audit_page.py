@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
-
+from browser import DOWN, ENTER, TAB, UP, Browser
 from malloc_arena.audit import Finding, Frame, Hit, Place, Scan
 from malloc_arena.render import audit as render
 
-TAB, ENTER, DOWN = "\ue004", "\ue007", "\ue015"
 SHOWN = """
 return [...document.querySelectorAll("tbody.finding")].filter(one => !one.hidden)
   .map(one => [...one.rows[0].cells].map(cell => cell.textContent));
 """
-
-
-class Browser:
-    """As much of WebDriver as is needed here."""
-
-    def __init__(self, port: int) -> None:
-        self._root = f"http://127.0.0.1:{port}"
-        options = {"args": ["--headless=new", "--no-sandbox", "--window-size=1200,900"]}
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
-        self._session = ""
-        self._session = "/session/" + self.call("/session", wanted)["sessionId"]
-
-    def call(self, path: str, data: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        request = urllib.request.Request(
-            self._root + self._session + path,
-            None if data is None else json.dumps(data).encode(),
-            {"Content-Type": "application/json"},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def run(self, script: str) -> Any:
-        return self.call("/execute/sync", {"script": script, "args": []})
-
-    def press(self, *keys: str) -> None:
-        presses = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self.call("/actions", {"actions": [{"type": "key", "id": "k", "actions": presses}]})
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    driver = shutil.which("chromedriver")
-    if driver is None or shutil.which("chromium") is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    with subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        port = 0
-        for line in server.stdout:
-            if "started successfully on port" in line:
-                port = int(line.rsplit(" ", 1)[1].rstrip(".\n"))
-                break
-        try:
-            one = Browser(port)
-            yield one
-            one.call("", method="DELETE")
-        finally:
-            server.terminate()
 
 
 def report() -> render.Report:
@@ -96,7 +40,7 @@ def report() -> render.Report:
 def test_sorted_filtered_and_unfolded_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(render.as_html(report()))
-    browser.call("/url", {"url": page.as_uri()})
+    browser.open(page)
     assert browser.call("/title") == "malloc-arena audit: python <b>app.py</b>"
     assert [row[1] for row in browser.run(SHOWN)] == ["pymalloc", "heap", "stack"]
     assert browser.run("return document.scripts.length") == 1
@@ -107,7 +51,7 @@ def test_sorted_filtered_and_unfolded_by_keyboard(browser: Browser, tmp_path: Pa
     browser.press(DOWN)
     assert [row[1] for row in browser.run(SHOWN)] == ["heap"]
     assert browser.run("return document.getElementById('shown').textContent") == "1 of 3 shown"
-    browser.press("\ue013")  # up
+    browser.press(UP)
     assert len(browser.run(SHOWN)) == 3
 
     browser.press(TAB, TAB, ENTER)  # the heading "owner"
@@ -128,8 +72,7 @@ def test_sorted_filtered_and_unfolded_by_keyboard(browser: Browser, tmp_path: Pa
 def test_narrow_screens_need_no_sideways_scrolling(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(render.as_html(report()))
-    browser.call("/url", {"url": page.as_uri()})
-    browser.call("/window/rect", {"width": 600, "height": 800})
+    browser.open(page, 600, 800)
     time.sleep(0.2)
     wide = browser.run("return document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from malloc_arena import cli, doctor
+from malloc_arena import cli, doctor, elf
 from malloc_arena.cli.config import library
-from malloc_arena.doctor import Target, elf, probe
+from malloc_arena.doctor import Target, probe
 from malloc_arena.doctor.ownership import FAMILY
 
 Findings = dict[str, dict[str, Any]]
