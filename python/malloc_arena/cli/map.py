@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -124,6 +123,8 @@ def _write(
 
         options.svg.write_text(map_svg.as_svg(found))
     if options.json:
+        import json
+
         print(json.dumps(data))
         return
     from rich.console import Console

@@ -188,7 +188,7 @@ class _Picture:
         self._parts.append("</g>\n")
 
     def _cells(self, arena: Arena, slab: Slab) -> float:
-        width = 6 + 60 * slab.slot / 2048
+        width = min(6 + 60 * slab.slot / 2048, 120)
         x = float(_LEFT)
         protection = _protection(slab.flags)
         for number, (address, state, size) in enumerate(slab.blocks()):
