@@ -209,14 +209,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _text(left: list[Finding]) -> str:
-    from .render.audit import describe
+    from .render.audit import alike, describe
 
     times = "once" if len(left) == 1 else f"{len(left)} times"
     lines = [f"the secret is left outside the arena {times}:"]
-    for finding in left[:_SHOWN]:
-        lines += ["", *describe(finding)]
-    if len(left) > _SHOWN:
-        lines += ["", f"and {len(left) - _SHOWN} more"]
+    shown = alike(left)[:_SHOWN]
+    for finding, count in shown:
+        lines += ["", *describe(finding, count)]
+    if rest := len(left) - sum(count for _, count in shown):
+        lines += ["", f"and {rest} more"]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 FRAGMENT = 8  # bytes of the secret; shorter runs turn up by chance
 _BY_CHANCE = 1 << 48  # so do smaller numbers
+_HEX = set(b"0123456789abcdefABCDEF")
 _TEXT_DIGITS = 4000  # CPython converts no more by default
 
 
@@ -76,6 +77,13 @@ def _quoted(secret: bytes) -> Needle | None:
     return None if pattern == secret else Needle("url-quoted", pattern, tuple(starts))
 
 
+def _fragment(secret: bytes) -> int:
+    """How much of SECRET is a fragment: more where a character tells less, as other numbers and
+    other hex are in memory by the megabyte."""
+    length = 15 if secret.isdigit() else 12 if set(secret) <= _HEX else FRAGMENT
+    return min(length, len(secret))
+
+
 def _numbers(secret: bytes) -> list[Needle]:
     # A number is made as a whole: it has no fragments, but for those of a decimal text.
     values = {"int": int.from_bytes(secret, "big"), "int-le": int.from_bytes(secret, "little")}
@@ -103,17 +111,22 @@ def needles(secret: bytes) -> tuple[Needle, ...]:
     """Every form of SECRET that is looked for; it must be at least FRAGMENT bytes long."""
     if len(secret) < FRAGMENT:
         raise ValueError(f"a secret shorter than {FRAGMENT} bytes turns up by chance")
-    found = [_uniform("raw", secret), _uniform("reversed", secret[::-1])]
+    length = _fragment(secret)
+    found = [
+        _uniform("raw", secret, fragment=length),
+        _uniform("reversed", secret[::-1], fragment=length),
+    ]
     try:
         text = secret.decode()
     except UnicodeDecodeError:
         pass
     else:
         if len(text) >= FRAGMENT and text.isprintable():
-            found.append(_uniform("utf-16le", text.encode("utf-16-le"), 2))
-            found.append(_uniform("utf-16be", text.encode("utf-16-be"), 2))
-            found.append(_uniform("utf-32le", text.encode("utf-32-le"), 4))
-            found.append(_uniform("utf-32be", text.encode("utf-32-be"), 4))
+            for width in (2, 4):
+                for end in ("le", "be"):
+                    name = f"utf-{8 * width}{end}"
+                    wide = text.encode(f"utf-{8 * width}-{end}")
+                    found.append(_uniform(name, wide, width, length))
     digits = binascii.hexlify(secret)
     found.append(_uniform("hex", digits, 2))
     if digits.upper() != digits:

@@ -6,11 +6,13 @@ import collections
 import dataclasses
 import html
 import json
+import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from ..audit import Finding, Scan
+from ..audit import Finding, Frame, Scan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,22 +105,46 @@ def summary(scan: Scan) -> str:
     return ", ".join(parts)
 
 
-def describe(finding: Finding) -> list[str]:
-    """A finding in a few lines, without any of the secret."""
+def alike(findings: Iterable[Finding]) -> list[tuple[Finding, int]]:
+    """The first of those that differ in nothing but their address, and how many they are."""
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for number, one in enumerate(findings):
+        hit, place = one.hit, one.place
+        kind = (hit.owner, place.state, place.what, hit.encoding, hit.length, one.traceback)
+        # Without a traceback each may be another's.
+        groups.setdefault(kind if one.traceback else (number,), []).append(one)
+    return [(group[0], len(group)) for group in groups.values()]
+
+
+def describe(finding: Finding, count: int = 1) -> list[str]:
+    """A finding, and the COUNT of those like it, in a few lines, without any of the secret."""
     hit, place = finding.hit, finding.place
     where = f"{hit.address:#x}" if hit.owner != "register" else hit.mapping
     kind = hit.encoding if hit.whole else f"{hit.encoding} ({hit.length} bytes of it)"
     owner = " ".join(part for part in (place.state, hit.owner) if part)
     size = f" of {place.block_size} bytes" if place.block_size else ""
     what = f", {place.what}{size}" if place.what else f", a block{size}" if size else ""
-    lines = [f"{where}  {owner}{what}: {kind}"]
+    more = f", and {count - 1} more of the same lines" if count > 1 else ""
+    lines = [f"{where}  {owner}{what}: {kind}{more}"]
     if hit.owner in ("file", "anonymous", "dump") or (hit.owner == "heap" and not place.block):
         lines.append(f"  in {hit.mapping}")
     if finding.before or finding.after:
         lines.append(f"  {finding.before}[secret]{finding.after}")
-    for frame in finding.traceback[:3]:
-        lines.append(f"  {frame.file}:{frame.line}  {frame.text}".rstrip())
+    for frame in _frames(finding.traceback):
+        file = re.sub(_INSTALLED, "", frame.file)
+        lines.append(f"  {file}:{frame.line}  {frame.text}".rstrip())
     return lines
+
+
+# What is not the program's own: installed packages, Python's own modules.
+_INSTALLED = r".*/(site-packages|dist-packages|python3\.\d+)/"
+
+
+def _frames(traceback: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """The innermost three; of the program's own one at least."""
+    own = [frame for frame in traceback if not re.match(_INSTALLED, frame.file)]
+    shown = traceback[:3]
+    return shown if not own or own[0] in shown else (*shown[:2], own[0])
 
 
 def print_text(report: Report, file: IO[str] | Any = None) -> None:
@@ -144,8 +170,8 @@ def print_text(report: Report, file: IO[str] | Any = None) -> None:
         outside = [one for one in scan.findings if one.hit.owner != "arena"]
         if outside:
             console.print(_table(outside))
-        for finding in outside:
-            for line in describe(finding):
+        for finding, count in alike(outside):
+            for line in describe(finding, count):
                 print_(line.lstrip(), " " * (len(line) - len(line.lstrip())))
         if scan.unreadable_bytes:
             print_(f"{_size(scan.unreadable_bytes)} could not be read (device memory, secretmem).")
