@@ -193,6 +193,13 @@ slab_pages (const struct ma_unit *unit)
 
 static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
 
+static unsigned
+slots_in (unsigned pages, size_t slot)
+{
+  size_t slots = ((size_t)pages << MA_PAGE_SHIFT) / slot;
+  return slots > MA_SLOTS ? MA_SLOTS : (unsigned)slots;
+}
+
 /* Opens the next pages of the slab, and with them a slot at least: as many as there are, so that small
  * users hold little and large ones ask seldom. 0 or an errno. */
 static int
@@ -230,9 +237,7 @@ extend (struct ma_local *local, struct ma_unit *unit)
   os_populate (p, size);
   unit->locked |= locked ? page_bits (from, to) : 0;
   unit->opened = (uint8_t)to;
-  unsigned avail = (unsigned)(((size_t)to << MA_PAGE_SHIFT) / unit->slot);
-  if (avail > MA_SLOTS)
-    avail = MA_SLOTS;
+  unsigned avail = slots_in (to, unit->slot);
   set_free (unit, unit->avail, avail, 1);
   unit->hint = (uint8_t)(unit->avail / 64);
   unit->avail = (uint16_t)avail;
@@ -429,6 +434,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
     }
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[class];
+  unit->sizes = ma_region_sizes (unit, slots_in (MA_SLAB_PAGES, unit->slot));
   unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
   for (unsigned i = 0; i < 3; i++)
     unit->stroke[i] = slot_stroke (i + 1, unit->slot);
@@ -493,6 +499,7 @@ give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
         return;
       uint16_t empty = empty_pages (unit);
       idle -= page_count (empty);
+      local->given_pages += page_count (empty);
       if ((empty | unit->away) != page_bits (0, unit->opened) || (keep && is_current))
         {
           discard (unit, empty);
@@ -539,6 +546,8 @@ give_heaps (struct ma_local *local)
           for (uint32_t i = 0; i < n; i++)
             heap[i].state = 0;
           ma_region_give (heap, n);
+          if (local->is_plain)
+            ma_region_forget (heap, n);
           continue;
         }
       for (struct ma_unit *unit = heap; unit < heap + n; unit++)
@@ -562,6 +571,20 @@ static void
 trim (struct ma_local *local)
 {
   give_empty (local, WARM_PAGES, NULL);
+  if (local->is_plain)
+    {
+      /* Hardly anything is left of the work. After much of it, what would wait for its next use is
+       * little against what it takes to begin anew. */
+      if (local->live_bytes < WARM_PAGES * MA_PAGE)
+        {
+          ma_large_flush (local);
+          if (local->given_pages > 32 * WARM_PAGES)
+            give_empty (local, 0, NULL);
+          if (local->live_bytes == 0)
+            local->given_pages = 0;
+        }
+      give_heaps (local);
+    }
   local->low_water = (local->live_bytes + 1) / 2;
 }
 

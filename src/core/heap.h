@@ -69,7 +69,8 @@ struct ma_local
   int is_verified;
   size_t live_bytes;
   size_t peak_bytes;
-  size_t low_water; /* fewer live bytes lead to a look for pages that nobody uses */
+  size_t given_pages; /* since nothing lived last */
+  size_t low_water;   /* fewer live bytes lead to a look for pages that nobody uses */
   struct ma_unit *current[MA_CLASSES]; /* ma_no_slab where there is none */
   struct ma_unit *partial[MA_CLASSES]; /* others with room */
   /* Units: in use they are found through the heaps; idle ones are listed. */

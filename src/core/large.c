@@ -160,8 +160,11 @@ close_range (malloc_arena *arena, struct ma_unit *unit)
     ma_heap_unlocked (arena, bytes);
   if (ma_heap_close (start, bytes, unit->state) == 0)
     {
+      size_t units = unit->units;
       unit->state = 0;
-      ma_region_give (unit, unit->units);
+      ma_region_give (unit, units);
+      if (arena->is_plain)
+        ma_region_forget (unit, units);
       return;
     }
   unit->state = 0;

@@ -26,13 +26,31 @@ static size_t high; /* first unit of large blocks to look at */
 static char *pool;
 static size_t pool_left;
 
+/* The sizes of a slab's blocks: by how many slots it has it uses a place in one of four tables, as
+ * what few slots need of a page each would be as much as a tenth of the blocks. None is a multiple of
+ * the sets of a first-level cache: the first slots of all slabs would share a few of them. */
 enum
 {
-  /* Not a multiple of the sets of a first-level cache: the first slots of all slabs would share a
-   * few of them. */
-  SIZES_STRIDE = 2 * MA_SLOTS + 192
+  TIERS = 4
 };
+static const size_t tier_slots[TIERS] = { MA_SLOTS / 8, MA_SLOTS / 4, MA_SLOTS / 2, MA_SLOTS };
+static const size_t tier_stride[TIERS]
+    = { MA_SLOTS / 4 + 64, MA_SLOTS / 2 + 64, MA_SLOTS + 64, 2 * MA_SLOTS + 192 };
 static char *sizes;
+
+enum
+{
+  SIZES_BYTES = MA_SLOTS / 4 + MA_SLOTS / 2 + MA_SLOTS + 2 * MA_SLOTS + 3 * 64 + 192
+};
+
+static char *
+tier_place (unsigned tier, size_t unit)
+{
+  char *table = sizes;
+  for (unsigned i = 0; i < tier; i++)
+    table += units * tier_stride[i];
+  return table + unit * tier_stride[tier];
+}
 
 void
 ma_region_lock (void)
@@ -70,7 +88,7 @@ reserve (size_t size)
   /* One thread's metadata is 100 KiB, of which it touches what it uses. */
   size_t pool_size = size >> 6 > (size_t)16 << 20 ? size >> 6 : (size_t)16 << 20;
   if ((refused = os_map (os_round_up (n * sizeof (struct ma_unit), MA_PAGE), &table))
-      || (refused = os_map (os_round_up (n * SIZES_STRIDE, MA_PAGE), &size_table))
+      || (refused = os_map (os_round_up (n * SIZES_BYTES, MA_PAGE), &size_table))
       || (refused = os_map (os_round_up ((n + 63) / 64 * 8, MA_PAGE), &bits))
       || (refused = os_map (os_round_up (pool_size, MA_PAGE), &more))
       || (refused = os_map (MA_PAGE, &unforked)))
@@ -81,7 +99,7 @@ reserve (size_t size)
       if (table)
         os_unreserve (table, os_round_up (n * sizeof (struct ma_unit), MA_PAGE));
       if (size_table)
-        os_unreserve (size_table, os_round_up (n * SIZES_STRIDE, MA_PAGE));
+        os_unreserve (size_table, os_round_up (n * SIZES_BYTES, MA_PAGE));
       if (bits)
         os_unreserve (bits, os_round_up ((n + 63) / 64 * 8, MA_PAGE));
       if (more)
@@ -136,6 +154,15 @@ ma_region_init (void)
   return refused ? ENOMEM : 0;
 }
 
+uint16_t *
+ma_region_sizes (const struct ma_unit *unit, size_t slots)
+{
+  unsigned tier = 0;
+  while (tier_slots[tier] < slots)
+    tier++;
+  return (uint16_t *)tier_place (tier, ma_unit_index (unit));
+}
+
 size_t
 ma_region_units (void)
 {
@@ -183,10 +210,7 @@ ma_region_take (size_t n, int large)
         taken[j / 64] |= (uint64_t)1 << (j % 64);
       first = &ma_sealed.units[i];
       for (size_t j = i; j < i + n; j++)
-        {
-          ma_sealed.units[j].base = (char *)ma_sealed.region.base + (j << MA_UNIT_SHIFT);
-          ma_sealed.units[j].sizes = (uint16_t *)(sizes + j * SIZES_STRIDE);
-        }
+        ma_sealed.units[j].base = (char *)ma_sealed.region.base + (j << MA_UNIT_SHIFT);
     }
   pthread_mutex_unlock (&lock);
   return first;
@@ -196,11 +220,6 @@ void
 ma_region_give (struct ma_unit *first, size_t n)
 {
   size_t i = ma_unit_index (first);
-  /* Before somebody else has them. */
-  char *from = (char *)os_round_up ((uintptr_t)sizes + i * SIZES_STRIDE, MA_PAGE);
-  char *to = (char *)((uintptr_t)(sizes + (i + n) * SIZES_STRIDE) & ~(MA_PAGE - 1));
-  if (first->kind != MA_UNIT_LARGE && from < to)
-    os_discard (from, (size_t)(to - from), 0);
   pthread_mutex_lock (&lock);
   for (size_t j = i; j < i + n; j++)
     {
@@ -211,6 +230,40 @@ ma_region_give (struct ma_unit *first, size_t n)
   size_t *rover = i >= units / 2 ? &high : &low;
   if (i < *rover)
     *rover = i;
+  pthread_mutex_unlock (&lock);
+}
+
+/* Whole pages of a table whose entries FIRST to END are of no use. */
+static void
+discard_inside (char *first, char *end)
+{
+  char *from = (char *)os_round_up ((uintptr_t)first, MA_PAGE);
+  char *to = (char *)((uintptr_t)end & ~(MA_PAGE - 1));
+  if (from < to)
+    os_discard (from, (size_t)(to - from), 0);
+}
+
+void
+ma_region_forget (struct ma_unit *first, size_t n)
+{
+  size_t begin = ma_unit_index (first);
+  size_t end = begin + n;
+  size_t more = MA_PAGE / sizeof *first + 1;
+  pthread_mutex_lock (&lock);
+  int is_free = 1;
+  for (size_t i = begin; i < end; i++)
+    is_free &= !is_taken (i);
+  if (is_free)
+    {
+      for (unsigned tier = 0; tier < TIERS && n > 1; tier++)
+        discard_inside (tier_place (tier, begin), tier_place (tier, end));
+      /* A page tells of some neighbours too. */
+      for (size_t i = 0; i < more && begin > 0 && !is_taken (begin - 1); i++)
+        begin--;
+      for (size_t i = 0; i < more && end < units && !is_taken (end); i++)
+        end++;
+      discard_inside ((char *)&ma_sealed.units[begin], (char *)&ma_sealed.units[end]);
+    }
   pthread_mutex_unlock (&lock);
 }
 

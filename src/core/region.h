@@ -159,7 +159,12 @@ int ma_region_init (void);
  * middle up, so that mappings of one kind stay together. */
 struct ma_unit *ma_region_take (size_t n, int large);
 void ma_region_give (struct ma_unit *first, size_t n);
+/* After that: gives the pages of metadata that tell of nobody's units only back to the kernel. What was
+ * there is not known any more: a second free is an invalid one. */
+void ma_region_forget (struct ma_unit *first, size_t n);
 size_t ma_region_units (void);
+/* Where the sizes of a unit's blocks go, at most MA_SLOTS of them. */
+uint16_t *ma_region_sizes (const struct ma_unit *unit, size_t slots);
 
 /* Zeroed metadata that is never given back to the kernel; NULL when the pool is used up. */
 void *ma_pool (size_t size);
