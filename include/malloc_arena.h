@@ -73,7 +73,7 @@ struct malloc_arena_options
   size_t limit;             /* most bytes the arena may hold from the kernel; 0: no limit */
   size_t isolate_threshold; /* requests from this size up get their own pages; 0: half a page,
                                16 KiB for HEAP_DEFAULT */
-  size_t heap_size;         /* bytes taken from the region at once, 64 KiB to 64 MiB; 0: default */
+  size_t heap_size;         /* bytes taken from the region at once, 64 KiB to 64 MiB; 0: 1 MiB */
 };
 
 /* An arena of one's own. NULL with errno as malloc_arena_get. */

@@ -635,6 +635,9 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       if (arena->threshold > MA_DENSE_MOST + 1)
         arena->threshold = MA_DENSE_MOST + 1;
       arena->heap_units = os_round_up (options->heap_size, MA_UNIT) >> MA_UNIT_SHIFT;
+      /* In a small region a few heaps would leave nothing to the other threads. */
+      if (arena->heap_units > ma_region_units () / 256)
+        arena->heap_units = ma_region_units () / 256 + 1;
       strncpy (arena->name, options->name, MA_NAME - 1);
       pthread_mutex_init (&arena->lock, NULL);
       arena->magic = MA_MAGIC;
