@@ -346,6 +346,10 @@ take_heap (struct ma_local *local, size_t n)
       first[i].state = state;
       first[i].had_remote = 0;
     }
+  /* Whatever comes to lie behind the heap has an inaccessible page before it. */
+  char *last = first[n - 1].base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT);
+  if (local->is_plain && os_guard (last, MA_PAGE) == 0)
+    first[n - 1].state |= MA_UNIT_GUARDED;
   return 1;
 }
 

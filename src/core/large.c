@@ -41,6 +41,21 @@ bin_pages (unsigned bin)
   return ((size_t)(bin - EXACT_BINS) % 8 + 9) << (top - 3);
 }
 
+/* MA_BINS for what is never kept. */
+static unsigned
+bin_for (size_t pages)
+{
+  return pages <= BINNED_PAGES ? bin_of (pages) : MA_BINS;
+}
+
+/* What a block that needs so many pages gets. In an isolated arena the page before the first must be
+ * inaccessible: no spare ones. */
+static size_t
+rounded_pages (const malloc_arena *arena, size_t pages)
+{
+  return pages <= BINNED_PAGES && !arena->is_isolated ? bin_pages (bin_of (pages)) : pages;
+}
+
 /* ---- canaries: LEAD bytes before the block, and after it up to the guard (or a page, where a large
  * alignment leaves more) ---- */
 
@@ -174,13 +189,31 @@ close_range (malloc_arena *arena, struct ma_unit *unit)
   os_close (start, bytes);
 }
 
+static void
+add_tails (struct ma_unit *unit, uint32_t from, uint32_t to)
+{
+  for (uint32_t i = from; i < to; i++)
+    {
+      unit[i].local = unit->local;
+      unit[i].back = i;
+      __atomic_store_n (&unit[i].kind, MA_UNIT_TAIL, __ATOMIC_RELEASE);
+    }
+}
+
+/* Units that hold so many pages and a guard. */
+static size_t
+units_for (size_t pages)
+{
+  return (pages + 1 + MA_UNIT_PAGES - 1) / MA_UNIT_PAGES;
+}
+
 /* A new range of at least PAGES, all zero; NULL and the errno. */
 static struct ma_unit *
 open_range (struct ma_local *local, size_t pages, int *refused)
 {
   malloc_arena *arena = local->arena;
   size_t bytes = pages << MA_PAGE_SHIFT;
-  size_t units = (pages + 1 + MA_UNIT_PAGES - 1) / MA_UNIT_PAGES;
+  size_t units = units_for (pages);
   *refused = ENOMEM;
   if (units >= ma_region_units () || ma_heap_charge (arena, bytes))
     return NULL;
@@ -192,6 +225,7 @@ open_range (struct ma_local *local, size_t pages, int *refused)
     }
   unit->units = (uint32_t)units;
   unit->pages = pages;
+  unit->end = unit->base + bytes;
   unit->local = local;
   unit->state = 0;
   char *start = ma_large_start (unit);
@@ -217,13 +251,8 @@ open_range (struct ma_local *local, size_t pages, int *refused)
         ma_region_give (unit, units);
       return NULL;
     }
-  for (uint32_t i = 1; i < units; i++)
-    {
-      unit[i].local = local;
-      unit[i].back = i;
-      __atomic_store_n (&unit[i].kind, MA_UNIT_TAIL, __ATOMIC_RELEASE);
-    }
-  unit->bin = pages <= BINNED_PAGES ? bin_of (pages) : MA_BINS;
+  add_tails (unit, 1, (uint32_t)units);
+  unit->bin = bin_for (pages);
   unit->kind = MA_UNIT_LARGE;
   link_range (arena, unit);
   return unit;
@@ -243,6 +272,17 @@ is_still_zero (const char *p, size_t size)
   for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
     is_zero &= ma_is_zero (at, SAMPLE);
   return is_zero;
+}
+
+static void
+note_peak (malloc_arena *arena)
+{
+  size_t now = atomic_load_explicit (&arena->large_bytes, memory_order_relaxed);
+  size_t peak = atomic_load_explicit (&arena->large_peak, memory_order_relaxed);
+  while (now > peak
+         && !atomic_compare_exchange_weak_explicit (&arena->large_peak, &peak, now,
+                                                    memory_order_relaxed, memory_order_relaxed))
+    ;
 }
 
 static struct ma_unit *
@@ -273,14 +313,8 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
   if (align > MA_PAGE)
     bytes += align;
   size_t pages = (bytes + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-  unsigned bin = MA_BINS;
-  if (pages <= BINNED_PAGES)
-    {
-      bin = bin_of (pages);
-      /* In an isolated arena the page before the first must be inaccessible: no spare ones. */
-      if (!arena->is_isolated)
-        pages = bin_pages (bin);
-    }
+  unsigned bin = bin_for (pages);
+  pages = rounded_pages (arena, pages);
   struct ma_unit *unit = NULL;
   int is_warm = 0;
   if (bin < MA_BINS && !(arena->is_isolated && bin >= EXACT_BINS))
@@ -311,12 +345,8 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
   place (unit, block, size);
   atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);
   atomic_fetch_add_explicit (&arena->large_blocks, 1, memory_order_relaxed);
-  size_t now = atomic_fetch_add_explicit (&arena->large_bytes, size, memory_order_relaxed) + size;
-  size_t peak = atomic_load_explicit (&arena->large_peak, memory_order_relaxed);
-  while (now > peak
-         && !atomic_compare_exchange_weak_explicit (&arena->large_peak, &peak, now,
-                                                    memory_order_relaxed, memory_order_relaxed))
-    ;
+  atomic_fetch_add_explicit (&arena->large_bytes, size, memory_order_relaxed);
+  note_peak (arena);
   return block;
 }
 
@@ -382,32 +412,114 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p)
   errno = saved;
 }
 
+/* The range's first page stays where it is; the new ones are zero. 0 where there is no room, or not with
+ * the same properties. */
+static int
+grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
+{
+  size_t units = units_for (pages);
+  size_t bytes = (pages - unit->pages) << MA_PAGE_SHIFT;
+  uint8_t state = 0;
+  /* A file of secret memory has the size that it has. A few pages of secrets are soon copied, and their
+   * old place then is one that was freed, not one in the middle of the block. */
+  if (unit->state & MA_UNIT_SECRET || (unit->pages < MA_UNIT_PAGES && !arena->is_plain)
+      || ma_heap_charge (arena, bytes))
+    return 0;
+  if (units > unit->units && !ma_region_extend (unit + unit->units, units - unit->units))
+    {
+      ma_heap_refund (arena, bytes);
+      return 0;
+    }
+  int locked = 0;
+  if (ma_heap_open (arena, unit->end, bytes, &state) || state != unit->state
+      || ma_heap_lock (arena, unit->end, bytes, state, &locked) || locked != unit->is_locked)
+    {
+      if (locked)
+        ma_heap_unlocked (arena, bytes);
+      ma_heap_refund (arena, bytes);
+      /* What cannot be closed stays the run's, which would otherwise end in open pages. */
+      if (ma_heap_close (unit->end, bytes, state) == 0 && units > unit->units)
+        ma_region_give (unit + unit->units, units - unit->units);
+      return 0;
+    }
+  pthread_mutex_lock (&arena->lock);
+  if (units > unit->units)
+    {
+      add_tails (unit, unit->units, (uint32_t)units);
+      unit->units = (uint32_t)units;
+    }
+  unit->pages = pages;
+  unit->end += bytes;
+  unit->bin = bin_for (pages);
+  pthread_mutex_unlock (&arena->lock);
+  return 1;
+}
+
+/* What is in the pages that go is wiped already. Where they cannot be closed they stay. */
+static void
+shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages)
+{
+  size_t units = units_for (pages);
+  size_t bytes = (unit->pages - pages) << MA_PAGE_SHIFT;
+  if (ma_heap_close (unit->end - bytes, bytes, unit->state))
+    return;
+  ma_heap_refund (arena, bytes);
+  if (unit->is_locked)
+    ma_heap_unlocked (arena, bytes);
+  size_t more = unit->units - units;
+  pthread_mutex_lock (&arena->lock);
+  unit->units = (uint32_t)units;
+  unit->pages = pages;
+  unit->end -= bytes;
+  unit->bin = bin_for (pages);
+  pthread_mutex_unlock (&arena->lock);
+  if (more != 0)
+    ma_region_give (unit + units, more);
+}
+
 void *
 ma_large_resize (struct ma_unit *unit, void *p, size_t size)
 {
   unit = ma_large_head (unit);
   size_t before = checked (unit, p);
-  size_t room = unit->pages << MA_PAGE_SHIFT;
   malloc_arena *arena = unit->local->arena;
-  /* Isolated blocks keep an inaccessible page right before their first: only sizes of as many pages
-   * stay. Others stay while they use half of what they hold. */
-  size_t pages = (os_round_up (size | (size == 0), 16) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-  if (size > room || pages > unit->pages || pages < unit->pages / 2
-      || (arena->is_isolated && pages != unit->pages) || size < arena->threshold)
+  if (size < arena->threshold || size > PTRDIFF_MAX - MA_UNIT)
     return NULL;
-  char *end = ma_large_end (unit);
-  char *block = (char *)((uintptr_t)(end - size) & ~(uintptr_t)15);
-  if (size == 0)
-    block = end - 16;
+  char *start = ma_large_start (unit);
+  size_t room = os_round_up (size | (size == 0), 16);
+  size_t pages
+      = (room + (arena->is_plain ? (size_t)((char *)p - start) : 0) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  pages = rounded_pages (arena, pages);
+  /* In an isolated arena a stale pointer has to fault: only sizes of as many pages stay. */
+  if (arena->is_isolated && pages != unit->pages)
+    return NULL;
+  char *old_end = unit->end;
+  if (pages > unit->pages && !grow (arena, unit, pages))
+    return NULL;
+  /* A little less is no reason to go to the kernel. */
+  int is_less = pages < unit->pages / 2;
+  if (is_less && unit->state & MA_UNIT_SECRET)
+    return NULL;
+  char *end = is_less ? start + (pages << MA_PAGE_SHIFT) : unit->end;
+  char *block = arena->is_plain ? p : (char *)((uintptr_t)(end - room) & ~(uintptr_t)15);
   size_t kept = size < before ? size : before;
   char *lead = lead_of (unit, p);
-  memmove (block, p, kept);
-  /* What the block left behind: before its new start, and after what was kept. */
-  if (block > lead)
-    ma_wipe_inline (lead, (size_t)(block - lead));
-  ma_wipe_inline (block + kept, (size_t)(end - block) - kept);
+  if (block != p)
+    memmove (block, p, kept);
+  if (!arena->is_plain)
+    {
+      /* What the block left behind: before its new start, and after what was kept, in pages that are
+       * not new. */
+      if (block > lead)
+        ma_wipe_inline (lead, (size_t)(block - lead));
+      if (block + kept < old_end)
+        ma_wipe_inline (block + kept, (size_t)(old_end - block) - kept);
+    }
+  if (is_less)
+    shrink (arena, unit, pages);
   place (unit, block, size);
   atomic_fetch_add_explicit (&arena->large_bytes, size - before, memory_order_relaxed);
+  note_peak (arena);
   return block;
 }
 

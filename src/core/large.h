@@ -1,7 +1,7 @@
 /* large.h - blocks with pages of their own.
  *
- * A large block lies in a run of units, its end against the run's last page, which is never
- * accessible: writing past it faults at once (up to 15 bytes of rounding are canary). Before it
+ * A large block lies in a run of units, at the end of the run's first pages; the page after them, and
+ * any that follow, are not accessible: writing past it faults at once (up to 15 bytes of rounding are canary). Before it
  * come canary bytes where there is room, and an inaccessible page. A freed range is wiped and kept
  * for the next request of its size: accessible in ordinary arenas, inaccessible in isolated ones,
  * bounded in both; beyond the bound it goes back to the kernel.
@@ -17,7 +17,11 @@ void *ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is
 size_t ma_large_check (struct ma_unit *unit, const void *p);
 /* LOCAL: the calling thread's part of the block's arena, or NULL; its cache takes the range. */
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p);
-/* Another size in the same pages: the block moves within them. NULL where they do not fit it. */
+/* Another size in place: the range grows into the units behind it where these are free, and what it does
+ * not need, where that is half and more, goes back to the kernel at once. The block moves within the range, so that it ends at the
+ * guard again, and what it leaves is wiped; in a plain arena it stays where it is, and may end up to
+ * a page before the guard, or what its size was rounded up by. NULL where there is no place, and in an
+ * isolated arena. */
 void *ma_large_resize (struct ma_unit *unit, void *p, size_t size);
 /* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
 int ma_large_crowded (void);
@@ -35,7 +39,7 @@ ma_large_head (struct ma_unit *unit)
 static inline char *
 ma_large_end (const struct ma_unit *unit)
 {
-  return unit->base + ((size_t)unit->units << MA_UNIT_SHIFT) - MA_PAGE;
+  return unit->end;
 }
 
 static inline char *

@@ -194,6 +194,17 @@ find (size_t from, size_t n)
   return units;
 }
 
+static struct ma_unit *
+take (size_t first, size_t n)
+{
+  for (size_t i = first; i < first + n; i++)
+    {
+      taken[i / 64] |= (uint64_t)1 << (i % 64);
+      ma_sealed.units[i].base = (char *)ma_sealed.region.base + (i << MA_UNIT_SHIFT);
+    }
+  return &ma_sealed.units[first];
+}
+
 struct ma_unit *
 ma_region_take (size_t n, int large)
 {
@@ -206,14 +217,25 @@ ma_region_take (size_t n, int large)
   if (i != units)
     {
       *rover = i + n;
-      for (size_t j = i; j < i + n; j++)
-        taken[j / 64] |= (uint64_t)1 << (j % 64);
-      first = &ma_sealed.units[i];
-      for (size_t j = i; j < i + n; j++)
-        ma_sealed.units[j].base = (char *)ma_sealed.region.base + (j << MA_UNIT_SHIFT);
+      first = take (i, n);
     }
   pthread_mutex_unlock (&lock);
   return first;
+}
+
+int
+ma_region_extend (struct ma_unit *after, size_t n)
+{
+  size_t first = ma_unit_index (after);
+  pthread_mutex_lock (&lock);
+  size_t i = first;
+  while (i < units && i < first + n && !is_taken (i))
+    i++;
+  int is_free = i == first + n;
+  if (is_free)
+    take (first, n);
+  pthread_mutex_unlock (&lock);
+  return is_free;
 }
 
 void

@@ -101,9 +101,10 @@ struct ma_unit
     uint64_t free[MA_WORDS]; /* bit by slot: may be given out. The owner's. */
     struct
     {
-      char *block;    /* what malloc returned */
-      size_t size;    /* as requested */
-      size_t pages;   /* that end at the trailing guard */
+      char *block; /* what malloc returned */
+      size_t size; /* as requested */
+      char *end;   /* of its pages, where the trailing guard begins */
+      size_t pages;
       uint32_t units; /* of the run */
       uint32_t back;  /* of a tail: units back to the first */
       unsigned bin;
@@ -159,6 +160,8 @@ int ma_region_init (void);
  * middle up, so that mappings of one kind stay together. */
 struct ma_unit *ma_region_take (size_t n, int large);
 void ma_region_give (struct ma_unit *first, size_t n);
+/* The N units after those of a run, if they are nobody's; whether they are the caller's now. */
+int ma_region_extend (struct ma_unit *after, size_t n);
 /* After that: gives the pages of metadata that tell of nobody's units only back to the kernel. What was
  * there is not known any more: a second free is an invalid one. */
 void ma_region_forget (struct ma_unit *first, size_t n);

@@ -1,0 +1,220 @@
+/* Large blocks that change their size: in place where there is room, with one copy of what they hold at
+ * any time, guarded as before, and what they leave is wiped and given back at once. In an isolated
+ * arena they move: what points to the old place must fault. */
+#include "check.h"
+
+#include <malloc.h>
+
+enum
+{
+  MIB = 1 << 20
+};
+
+static malloc_arena *
+new_arena (unsigned kind, size_t limit)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = kind, .name = "large", .limit = limit };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  return arena;
+}
+
+/* Bytes of value BYTE in runs of 64 and more, anywhere in the region's present pages, by the kernel's
+ * own eyes: the memory of the process as a file. */
+struct search
+{
+  int memory;
+  unsigned char byte;
+  size_t found;
+};
+
+static void
+search_mapping (const struct check_mapping *m, void *data)
+{
+  static unsigned char bytes[1 << 16];
+  struct search *search = data;
+  if (m->rss == 0)
+    return;
+  for (uintptr_t at = m->start; at < m->end; at += CHECK_PAGE)
+    {
+      /* A guard page cannot be read, and holds nothing. */
+      if (pread (search->memory, bytes, CHECK_PAGE, (off_t)at) != (ssize_t)CHECK_PAGE)
+        continue;
+      for (size_t i = 0, run = 0; i < CHECK_PAGE; i++)
+        {
+          run = bytes[i] == search->byte ? run + 1 : 0;
+          search->found += run == 64 ? 64 : run > 64;
+        }
+    }
+}
+
+static size_t
+count_bytes (unsigned char byte)
+{
+  struct ma_region region = check_bounds ();
+  struct search search = { open ("/proc/self/mem", O_RDONLY | O_CLOEXEC), byte, 0 };
+  CHECK (search.memory >= 0);
+  check_mappings (region.base, region.base + region.size, search_mapping, &search);
+  close (search.memory);
+  return search.found;
+}
+
+static void
+check_guarded (unsigned kind, char *p, size_t size)
+{
+  size_t page = CHECK_PAGE;
+  uintptr_t guard = ((uintptr_t)p + size + page - 1) / page * page;
+  CHECK_EQUAL (malloc_usable_size (p), size);
+  CHECK_EQUAL ((uintptr_t)p % 16, 0);
+  if (kind == HEAP_DEFAULT)
+    return;
+  CHECK (guard - ((uintptr_t)p + size) < 16);
+  CHECK_FAULTS ((void *)guard);
+}
+
+/* 24 MiB grow by 1 MiB steps under a limit that two copies do not fit, and shrink again. */
+static void
+in_place (unsigned kind)
+{
+  malloc_arena *arena = new_arena (kind, 40 * MIB);
+  size_t size = 24 * MIB;
+  char *p = malloc_arena (arena, malloc, size);
+  CHECK (p != NULL);
+  memset (p, 0x5a, size);
+  char *first = p;
+  size_t mappings = check_count_mappings ();
+  while (size < 36 * MIB)
+    {
+      size_t next = size + MIB + 7;
+      CHECK ((p = realloc (p, next)) != NULL);
+      CHECK (check_all (p, 0x5a, size));
+      CHECK (kind == HEAP_DEFAULT || check_all (p + size, 0, next - size));
+      memset (p + size, 0x5a, next - size);
+      size = next;
+      check_guarded (kind, p, size);
+      CHECK (check_stats (arena).mapped_bytes <= size + 2 * CHECK_PAGE);
+      CHECK_EQUAL (check_stats (arena).live_bytes, size);
+    }
+  CHECK_EQUAL (check_stats (arena).peak_bytes, size);
+  CHECK_EQUAL (check_count_mappings (), mappings);
+  CHECK (kind != HEAP_DEFAULT || p == first);
+  CHECK ((uintptr_t)(p > first ? p - first : first - p) < CHECK_PAGE);
+  if (kind & HEAP_SECURE)
+    {
+      CHECK (count_bytes (0x5a) >= size - 64 * 1024);
+      CHECK (count_bytes (0x5a) <= size);
+    }
+  /* Down: the pages are the kernel's at once. */
+  for (size_t next = size / 3; next > MIB / 2; next /= 3)
+    {
+      CHECK ((p = realloc (p, next)) != NULL);
+      CHECK (check_all (p, 0x5a, next));
+      check_guarded (kind, p, next);
+      size_t held = next + next / 8 + 16 * CHECK_PAGE;
+      CHECK (check_region ().present <= held);
+      CHECK (check_stats (arena).mapped_bytes <= held);
+      if (kind & HEAP_SECURE)
+        CHECK (count_bytes (0x5a) <= next);
+      /* Not worth a call: the pages stay, and what the block left in them is gone as well. */
+      size_t mapped = check_stats (arena).mapped_bytes;
+      CHECK ((p = realloc (p, next / 4 * 3)) != NULL);
+      check_guarded (kind, p, next / 4 * 3);
+      CHECK_EQUAL (check_stats (arena).mapped_bytes, mapped);
+      if (kind & HEAP_SECURE)
+        CHECK (count_bytes (0x5a) <= next / 4 * 3);
+    }
+  if (kind & HEAP_SECURE)
+    check_honest (arena);
+  free (p);
+  CHECK_EQUAL (count_bytes (0x5a), kind & HEAP_SECURE ? 0 : count_bytes (0x5a));
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_stats (arena).mapped_bytes, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* A neighbour in the way: the block moves, whole, and its old place is wiped. */
+static void
+moved (unsigned kind)
+{
+  malloc_arena *arena = new_arena (kind, 0);
+  char *a = malloc_arena (arena, malloc, 3 * MIB);
+  char *b = malloc_arena (arena, malloc, 3 * MIB);
+  CHECK (a != NULL && b != NULL);
+  memset (a, 0x5a, 3 * MIB);
+  memset (b, 0x43, 3 * MIB);
+  a = realloc (a, 5 * MIB);
+  CHECK (a != NULL);
+  CHECK (check_all (a, 0x5a, 3 * MIB));
+  CHECK (check_all (b, 0x43, 3 * MIB));
+  check_guarded (kind, a, 5 * MIB);
+  if (kind & HEAP_SECURE)
+    CHECK (count_bytes (0x5a) <= 3 * MIB);
+  free (a);
+  free (b);
+  if (kind & HEAP_SECURE)
+    CHECK_EQUAL (count_bytes (0x5a), 0);
+  CHECK_EQUAL (check_stats (arena).live_bytes, 0);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* Many sizes, up and down, against a copy. */
+static void
+walk (unsigned kind)
+{
+  enum
+  {
+    BLOCKS = 8,
+    MOST = 3 * MIB
+  };
+  malloc_arena *arena = new_arena (kind, 0);
+  unsigned char *blocks[BLOCKS] = { NULL };
+  size_t sizes[BLOCKS] = { 0 };
+  uint32_t seed = 7;
+  for (unsigned step = 0; step < 1500; step++)
+    {
+      seed = seed * 1664525u + 1013904223u;
+      unsigned i = (seed >> 24) % BLOCKS;
+      size_t size = (seed >> 8) % MOST;
+      if (step % 3 != 0)
+        size = size % (64 << 10) + 5000;
+      malloc_arena_enter (arena);
+      unsigned char *p = realloc (blocks[i], size + 1);
+      malloc_arena_leave (arena);
+      CHECK (p != NULL);
+      size_t kept = sizes[i] < size + 1 ? sizes[i] : size + 1;
+      for (size_t at = 0; at < kept; at += 997)
+        CHECK_EQUAL (p[at], (unsigned char)(at * 31 + i));
+      for (size_t at = 0; at < size + 1; at += 997)
+        p[at] = (unsigned char)(at * 31 + i);
+      blocks[i] = p;
+      sizes[i] = size + 1;
+    }
+  size_t live = 0;
+  for (unsigned i = 0; i < BLOCKS; i++)
+    live += sizes[i];
+  CHECK_EQUAL (check_stats (arena).live_bytes, live);
+  if (kind & HEAP_SECURE)
+    check_honest (arena);
+  for (unsigned i = 0; i < BLOCKS; i++)
+    free (blocks[i]);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_stats (arena).mapped_bytes, 0);
+  CHECK_EQUAL (check_region ().present, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+int
+main (void)
+{
+  static const unsigned kinds[] = { HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED };
+  for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+    {
+      if (!(kinds[i] & HEAP_ISOLATED))
+        in_place (kinds[i]);
+      moved (kinds[i]);
+      walk (kinds[i]);
+    }
+  return 0;
+}
