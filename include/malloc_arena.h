@@ -72,7 +72,7 @@ struct malloc_arena_options
   const char *name;         /* copied, up to 31 bytes; NULL: the kind's name */
   size_t limit;             /* most bytes the arena may hold from the kernel; 0: no limit */
   size_t isolate_threshold; /* requests from this size up get their own pages; 0: half a page,
-                               16 KiB for HEAP_DEFAULT */
+                               60 KiB for HEAP_DEFAULT */
   size_t heap_size;         /* bytes taken from the region at once, 64 KiB to 64 MiB; 0: 1 MiB */
 };
 

@@ -56,11 +56,14 @@ complete (struct malloc_arena_options *options)
     options->limit = process->limit;
   if (options->isolate_threshold == 0)
     options->isolate_threshold = process->isolate_threshold;
-  if (options->isolate_threshold == 0)
-    options->isolate_threshold
-        = (options->kind & HEAP_SECURE ? MA_DENSE_SECURE : MA_DENSE_MOST) + 1;
-  if (options->isolate_threshold < 16 || options->isolate_threshold > MA_SLOT_MOST)
+  if (options->isolate_threshold != 0
+      && (options->isolate_threshold < 16 || options->isolate_threshold > MA_SLOT_MOST))
     return EINVAL;
+  if (options->isolate_threshold == 0)
+    options->isolate_threshold = (options->kind == HEAP_DEFAULT ? MA_DENSE_PLAIN
+                                  : options->kind & HEAP_SECURE ? MA_DENSE_SECURE
+                                                                : MA_DENSE_MOST)
+                                 + 1;
   if (options->heap_size == 0)
     options->heap_size = process->heap_size;
   if (options->heap_size < ((size_t)64 << 10) || options->heap_size > ((size_t)64 << 20))

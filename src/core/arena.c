@@ -632,7 +632,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       arena->use = use;
       arena->limit = options->limit;
       arena->threshold = arena->is_isolated ? 0 : options->isolate_threshold;
-      if (arena->threshold > MA_DENSE_MOST + 1)
+      if (arena->threshold > MA_DENSE_MOST + 1 && !arena->is_plain)
         arena->threshold = MA_DENSE_MOST + 1;
       arena->heap_units = os_round_up (options->heap_size, MA_UNIT) >> MA_UNIT_SHIFT;
       /* In a small region a few heaps would leave nothing to the other threads. */

@@ -113,7 +113,7 @@ ma_resize (void *p, size_t size)
   size_t before = ma_usable (p);
   if (unit->kind == MA_UNIT_DENSE)
     {
-      if (size <= MA_SLOT_MOST && ma_dense_resize (unit, p, size))
+      if (size <= MA_DENSE_PLAIN && ma_dense_resize (unit, p, size))
         return p;
     }
   else

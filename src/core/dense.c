@@ -163,22 +163,37 @@ is_away (const struct ma_unit *unit, unsigned slot)
          != 0;
 }
 
+/* Slots of many pages, which only plain arenas have: what of them is used becomes present by its use. */
+static int
+is_vast (const struct ma_unit *unit)
+{
+  return unit->slot > MA_SLOT_MOST;
+}
+
 /* Has the first page that is away present again, and its slots to be had: populated, as the zero check
- * would map the shared zero page first and fault twice. 0 where the arena's limit does not allow it. */
+ * would map the shared zero page first and fault twice. Vast slots need all. 0 where the arena's limit
+ * does not allow it. */
 static int
 recall (struct ma_unit *unit)
 {
   unsigned page = (unsigned)__builtin_ctz (unit->away);
   unsigned first;
   unsigned end;
-  if (unit->local->is_plain && ma_heap_charge (unit->local->arena, MA_PAGE))
+  uint16_t pages = is_vast (unit) ? unit->away : (uint16_t)(1u << page);
+  if (unit->local->is_plain
+      && ma_heap_charge (unit->local->arena, page_count (pages) << MA_PAGE_SHIFT))
     return 0;
-  os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
-  unit->away &= (uint16_t)~(1u << page);
-  slots_of_pages (unit, page, page + 1, &first, &end);
-  for (unsigned slot = first; slot < end; slot++)
-    if (!is_away (unit, slot))
-      set_free (unit, slot, slot + 1, 1);
+  if (!is_vast (unit))
+    os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
+  unit->away &= (uint16_t)~pages;
+  for (; pages >> page; page++)
+    if (pages >> page & 1)
+      {
+        slots_of_pages (unit, page, page + 1, &first, &end);
+        for (unsigned slot = first; slot < end; slot++)
+          if (!is_away (unit, slot))
+            set_free (unit, slot, slot + 1, 1);
+      }
   return 1;
 }
 
@@ -234,7 +249,8 @@ extend (struct ma_local *local, struct ma_unit *unit)
    * is never present and counts for nothing else. */
   if (locked && to == MA_SLAB_PAGES && !arena->is_secretmem)
     os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
-  os_populate (p, size);
+  if (!is_vast (unit))
+    os_populate (p, size);
   unit->locked |= locked ? page_bits (from, to) : 0;
   unit->opened = (uint8_t)to;
   unsigned avail = slots_in (to, unit->slot);

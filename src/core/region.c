@@ -277,13 +277,13 @@ ma_region_forget (struct ma_unit *first, size_t n)
     is_free &= !is_taken (i);
   if (is_free)
     {
-      for (unsigned tier = 0; tier < TIERS && n > 1; tier++)
-        discard_inside (tier_place (tier, begin), tier_place (tier, end));
       /* A page tells of some neighbours too. */
       for (size_t i = 0; i < more && begin > 0 && !is_taken (begin - 1); i++)
         begin--;
       for (size_t i = 0; i < more && end < units && !is_taken (end); i++)
         end++;
+      for (unsigned tier = 0; tier < TIERS && n > 1; tier++)
+        discard_inside (tier_place (tier, begin), tier_place (tier, end));
       discard_inside ((char *)&ma_sealed.units[begin], (char *)&ma_sealed.units[end]);
     }
   pthread_mutex_unlock (&lock);

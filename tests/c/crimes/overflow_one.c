@@ -1,7 +1,7 @@
 /* Writes one byte past the end; the canary is seen at free.
  *
  * secure-0 secure-1 secure-23 secure-24 secure-40 secure-1000 secure-2040 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
- * default-20001 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * default-70001 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  * secure-2049 secure-5001 isolated-1 isolated-40 isolated-5001 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"

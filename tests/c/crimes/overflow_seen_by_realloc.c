@@ -1,6 +1,6 @@
 /* An overflow is seen when the block is resized, to a larger or a smaller size.
  *
- * secure isolated secure-2500 isolated-5001 default-20001 at realloc: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure isolated secure-2500 isolated-5001 default-70001 at realloc: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
 

@@ -1,6 +1,6 @@
 /* An overflow is seen by whoever frees.
  *
- * secure isolated secure-2500 default-20001 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure isolated secure-2500 default-70001 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
 

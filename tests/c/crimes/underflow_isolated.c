@@ -1,6 +1,6 @@
 /* Writes before a block of its own pages: canary, and below its page a guard.
  *
- * isolated-40 isolated-5000 secure-5000 default-20000 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * isolated-40 isolated-5000 secure-5000 default-70000 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  * isolated-4096 at touch: SIGSEGV
  */
 #include "crime.h"
