@@ -295,7 +295,7 @@ wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 static size_t
 checked (const struct ma_unit *unit, const char *p, unsigned slot)
 {
-  unsigned size = unit->sizes[slot] - 1u;
+  unsigned size = slot < unit->avail ? unit->sizes[slot] - 1u : UINT16_MAX;
   if (p != unit->base + (size_t)slot * unit->slot || size > (unsigned)(unit->slot - unit->rest))
     crime (unit, p, slot);
   if (unit->rest != 0 && unlikely (!slot_intact_any (p, size, unit->slot))
@@ -454,7 +454,9 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
     }
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[class];
-  unit->sizes = ma_region_sizes (unit, slots_in (MA_SLAB_PAGES, unit->slot));
+  /* For any address of the unit, its guard page included. */
+  size_t slots = slots_in (MA_UNIT_PAGES, unit->slot) + 1;
+  unit->sizes = ma_region_sizes (unit, slots < MA_SLOTS ? slots : MA_SLOTS);
   unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
   for (unsigned i = 0; i < 3; i++)
     unit->stroke[i] = slot_stroke (i + 1, unit->slot);
@@ -856,6 +858,12 @@ free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char
 {
   uint64_t product = (uint64_t)(p - unit->base) * unit->inverse;
   size_t slot = product >> 32;
+  /* Larger pages have more than the slots that are used. */
+  if (MA_PAGE_MOST != 4096 && unlikely (slot >= unit->avail))
+    {
+      free_other (unit, p);
+      return;
+    }
   unsigned size = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED) - 1u;
   /* One compare for what has no live block, and for sizes that take the other way. */
   if (unlikely (!is_start (unit, product, p) | (size - unit->least > unit->span)))

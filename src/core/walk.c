@@ -41,6 +41,7 @@ __attribute__ ((no_sanitize_thread)) static size_t
 size_of (const struct ma_unit *unit, unsigned slot)
 {
   size_t size = *(const volatile uint16_t *)&unit->sizes[slot];
+  size -= size != 0;
   return size <= unit->slot ? size : unit->slot;
 }
 

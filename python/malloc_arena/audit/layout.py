@@ -230,7 +230,7 @@ class _Reader:
             else:
                 states.append(LIVE)
                 size = int.from_bytes(sizes[2 * number : 2 * number + 2], "little")
-                asked.append(min(size, slot))
+                asked.append(min(max(size - 1, 0), slot))
         flags = self._flags(state, kind, keeps)
         guarded = bool(state & (_GUARDED | _SECRET))
         flags |= _IS_GUARDED if guarded else 0
