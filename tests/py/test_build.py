@@ -212,6 +212,7 @@ def test_the_package_has_every_source_file(package: Path) -> None:
     built = {
         "include/malloc_arena.h",
         "lib/libmalloc_arena.so",
+        "lib/libmalloc_arena_trace.so",
         "lib/pkgconfig/malloc_arena.pc",
     }
     installed = {name for name in files(package) if not name.startswith("_core.cpython-")}

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from . import agent
+from . import agent, traced
 from .process import (
     PTRACE_CONT,
     PTRACE_EVENT_EXIT,
@@ -36,7 +36,7 @@ _PATIENCE = 20.0  # seconds for the agent's answer
 _WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
-def traced(command: list[str], descriptor: int) -> list[str]:
+def under_agent(command: list[str], descriptor: int) -> list[str]:
     """COMMAND, which must run Python, with the agent in front of its program."""
     if command[0].endswith(".py"):
         command = [sys.executable, *command]
@@ -69,6 +69,7 @@ class Program:
         self._scanner = scanner
         self._every = every
         self._max_pause = max_pause
+        self._trace = trace
         self._channel: socket.socket | None = None
         self._inbox = b""
         self._exiting = False  # it stands in its exit
@@ -76,7 +77,9 @@ class Program:
         theirs: socket.socket | None = None
         if trace:
             self._channel, theirs = socket.socketpair()
-            command = traced(command, theirs.fileno())
+            command = under_agent(command, theirs.fileno())
+            preload = traced.preload(environment.get("LD_PRELOAD", ""))
+            environment = {**environment, "LD_PRELOAD": preload}
         self.pid = self._start(command, environment, theirs)
         if theirs:
             theirs.close()
@@ -192,6 +195,10 @@ class Program:
     def _look(self, max_pause: float | None) -> Scan:
         with Process(self.pid, max_pause, traced=True, exiting=self._exiting) as process:
             scan = self._scanner.scan(process)
+            if self._trace:
+                notes = traced.Notes(process, process.maps())
+                findings = tuple(notes.explained(one) for one in scan.findings)
+                scan = replace(scan, findings=findings)
         self._exiting = process.exiting
         return scan if self._exiting or not self._channel else self._with_tracebacks(scan)
 

@@ -82,10 +82,12 @@ _HEAP_ISOLATED = 4
 _MOST = 1 << 20  # of anything in a list: what a running process shows may not end
 
 
-def symbol(source: Source, maps: Iterable[Mapping], name: str) -> int:
-    """The address of what the process's libmalloc_arena.so exports as NAME; 0: nothing."""
+def symbol(
+    source: Source, maps: Iterable[Mapping], name: str, library: str = "libmalloc_arena.so"
+) -> int:
+    """The address of what LIBRARY in the process exports as NAME; 0: nothing."""
     for mapping in maps:
-        if mapping.offset == 0 and mapping.path.endswith("/libmalloc_arena.so"):
+        if mapping.offset == 0 and mapping.path.endswith(f"/{library}"):
             with contextlib.suppress(OSError), source.open(mapping) as file:
                 value = elf.symbol(file, name)
                 if value is not None:

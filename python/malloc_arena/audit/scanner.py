@@ -31,10 +31,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One line of the program."""
+    """One line of the program; of C code the object, and the function as text."""
 
     file: str
-    line: int
+    line: int  # 0: C
     text: str = ""
 
 
@@ -47,6 +47,7 @@ class Finding:
     before: str = ""  # what stands around it, without any of the secret
     after: str = ""
     traceback: tuple[Frame, ...] = ()  # who allocated the block, the innermost first
+    age: float | None = None  # seconds since the block was allocated, if that is known
 
 
 @dataclass(frozen=True, slots=True)

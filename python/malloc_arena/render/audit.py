@@ -86,6 +86,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "what": place.what or None,
         "block": place.block or None,
         "block_size": place.block_size or None,
+        "age_seconds": None if finding.age is None else round(finding.age, 3),
         "before": finding.before,
         "after": finding.after,
         "traceback": [dataclasses.asdict(frame) for frame in finding.traceback],
@@ -125,14 +126,18 @@ def describe(finding: Finding, count: int = 1) -> list[str]:
     size = f" of {place.block_size} bytes" if place.block_size else ""
     what = f", {place.what}{size}" if place.what else f", a block{size}" if size else ""
     more = f", and {count - 1} more of the same lines" if count > 1 else ""
-    lines = [f"{where}  {owner}{what}: {kind}{more}"]
+    age = f", allocated {finding.age:.1f} s before" if finding.age is not None else ""
+    lines = [f"{where}  {owner}{what}{age}: {kind}{more}"]
     if hit.owner in ("file", "anonymous", "dump") or (hit.owner == "heap" and not place.block):
         lines.append(f"  in {hit.mapping}")
     if finding.before or finding.after:
         lines.append(f"  {finding.before}[secret]{finding.after}")
     for frame in _frames(finding.traceback):
         file = re.sub(_INSTALLED, "", frame.file)
-        lines.append(f"  {file}:{frame.line}  {frame.text}".rstrip())
+        if frame.line:
+            lines.append(f"  {file}:{frame.line}  {frame.text}".rstrip())
+        else:
+            lines.append(f"  {file.rpartition('/')[2]}  {frame.text}")
     return lines
 
 
@@ -267,8 +272,17 @@ def _row(why: str, finding: Finding) -> str:
         (f"{hit.address:#x}" if hit.address else "", f"{hit.address:020}"),
     )
     around = f"{finding.before}[secret]{finding.after}"
-    lines = [html.escape(f"{frame.file}:{frame.line}  {frame.text}") for frame in finding.traceback]
-    trace = "\n".join(lines) or "No traceback: no live block of Python's, or not under --trace."
+    lines = [
+        html.escape(
+            f"{frame.file}:{frame.line}  {frame.text}"
+            if frame.line
+            else f"{frame.file}  {frame.text}"
+        )
+        for frame in finding.traceback
+    ]
+    if finding.age is not None:
+        lines.insert(0, f"allocated {finding.age:.1f} s before")
+    trace = "\n".join(lines) or "No traceback: not under --trace, or of no block that is known."
     tds = "".join(
         f'<td data-key="{html.escape(key, quote=True)}">{html.escape(text)}</td>'
         for text, key in cells

@@ -125,6 +125,58 @@ def test_every_planted_copy_is_found_with_its_owner_and_its_line(
     assert planted == 15
 
 
+# Unmasks byte by byte, so that no copy is left in registers or on the stack.
+PLANT_IN_C = """
+#include <stdlib.h>
+static char *kept;
+static void put (volatile char *to, const char *masked, int n)
+{
+  for (int i = 0; i < n; i++)
+    to[i] = masked[i] ^ 0x5A;
+}
+void keep_it (const char *masked, int n)
+{
+  put (kept = malloc (200), masked, n);
+}
+void drop_it (const char *masked, int n)
+{
+  char *p = malloc (3000);
+  char *volatile behind = malloc (100);
+  put (p + 640, masked, n);
+  free (p);
+  (void)behind;
+}
+"""
+
+
+def test_functions_of_c_that_allocated_are_told(token: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler: apt-get install gcc")
+    source, library = tmp_path / "plant.c", tmp_path / "libplant.so"
+    source.write_text(PLANT_IN_C)
+    subprocess.run([compiler, "-O0", "-shared", "-fPIC", "-o", library, source], check=True)
+    script = tmp_path / "plant.py"
+    script.write_text(
+        "import ctypes, sys, time\n"
+        f"plant = ctypes.CDLL({str(library)!r})\n"
+        "key = bytes.fromhex(sys.argv[1])\n"
+        "plant.keep_it(key, len(key))\n"
+        "plant.drop_it(key, len(key))\n"
+        "time.sleep(1)\n"
+    )
+    done = audit("--secret-file", token, "--trace", "--json", "--", sys.executable, script, MASKED)
+    found = {one["state"]: one for one in look(done)["findings"] if one["owner"] == "heap"}
+    for state, function in (("live", "keep_it"), ("freed", "drop_it")):
+        first = found[state]["traceback"][0]
+        assert (first["file"], first["line"], first["text"]) == (str(library), 0, function)
+        assert len(found[state]["traceback"]) > 3
+        assert 1 <= found[state]["age_seconds"] < 60
+    text = audit("--secret-file", token, "--trace", "--", sys.executable, script, MASKED).stdout
+    assert re.search(r"live heap, a block of \d+ bytes, allocated \d+\.\d s\s+before: raw", text)
+    assert "  libplant.so  keep_it\n" in text
+
+
 def test_arguments_environment_and_a_live_process(
     token: Path, tmp_path: Path, waiting: Any
 ) -> None:

@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SHOP = ROOT / "examples" / "python" / "shop"
 
-# A line that a reader relies on: verdicts, lines of the program, exit codes; not other programs' lines,
-# the text around a finding, how long it took.
+# A line that a reader relies on: verdicts, lines of the program, exit codes; not other programs'
+# lines, the text around a finding, how long it took.
 TOLD = re.compile(
     r"copies|copy of|orders$|\bapp(_fixed)?\.py:\d+|^malloc-arena:|^HEAP_|^  (yes|no) |^\[exit"
 )
