@@ -132,17 +132,19 @@ def describe(finding: Finding, count: int = 1) -> list[str]:
         lines.append(f"  in {hit.mapping}")
     if finding.before or finding.after:
         lines.append(f"  {finding.before}[secret]{finding.after}")
-    for frame in _frames(finding.traceback):
-        file = re.sub(_INSTALLED, "", frame.file)
-        if frame.line:
-            lines.append(f"  {file}:{frame.line}  {frame.text}".rstrip())
-        else:
-            lines.append(f"  {file.rpartition('/')[2]}  {frame.text}")
+    lines += [f"  {_line(frame)}" for frame in _frames(finding.traceback)]
     return lines
 
 
 # What is not the program's own: installed packages, Python's own modules.
 _INSTALLED = r".*/(site-packages|dist-packages|python3\.\d+)/"
+
+
+def _line(frame: Frame) -> str:
+    file = re.sub(_INSTALLED, "", frame.file)
+    if not frame.line:  # C
+        return f"{file.rpartition('/')[2]}  {frame.text}"
+    return f"{file}:{frame.line}  {frame.text}".rstrip()
 
 
 def _frames(traceback: tuple[Frame, ...]) -> tuple[Frame, ...]:
@@ -272,14 +274,7 @@ def _row(why: str, finding: Finding) -> str:
         (f"{hit.address:#x}" if hit.address else "", f"{hit.address:020}"),
     )
     around = f"{finding.before}[secret]{finding.after}"
-    lines = [
-        html.escape(
-            f"{frame.file}:{frame.line}  {frame.text}"
-            if frame.line
-            else f"{frame.file}  {frame.text}"
-        )
-        for frame in finding.traceback
-    ]
+    lines = [html.escape(_line(frame)) for frame in finding.traceback]
     if finding.age is not None:
         lines.insert(0, f"allocated {finding.age:.1f} s before")
     trace = "\n".join(lines) or "No traceback: not under --trace, or of no block that is known."
