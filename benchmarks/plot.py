@@ -36,6 +36,14 @@ BARS = {
 }
 
 
+OTHERS = ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728", "#9467bd")
+
+
+def colour_of(name: str, number: int) -> str:
+    """Of a contender, whatever else its name says; of other names, by number."""
+    return COLOURS.get(name.split(",")[0].split()[0], OTHERS[number % len(OTHERS)])
+
+
 def medians(document: Mapping[str, Any], workload: str, key: str) -> dict[str, float]:
     found = {}
     for name, turns in document["samples"].get(workload, {}).items():
@@ -84,12 +92,12 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]], unit: str) -> st
         y += 16
         parts.append(text(14, y, caption, size=13))
         y += 8
-        for name in sorted(group, key=lambda n: group[n]):
+        for number, name in enumerate(sorted(group, key=lambda n: group[n])):
             width = max(place(group[name]) - left, 1.0)
             parts.append(text(left - 6, y + 12, name, "end"))
             parts.append(
                 f'<rect x="{left}" y="{y + 1:.1f}" width="{width:.1f}" height="14" '
-                f'fill="{COLOURS.get(name, "#000000")}"/>'
+                f'fill="{colour_of(name, number)}"/>'
             )
             parts.append(text(left + width + 5, y + 12, short(group[name])))
             y += 17
@@ -122,10 +130,10 @@ def lines(title: str, series: Mapping[str, Mapping[int, float]], unit: str) -> s
             label = f"{size >> 20}M" if size >= 1 << 20 else short_size(size)
             parts.append(text(x, bottom + 18, label, "middle", 10))
     ends = []
-    for name, points in series.items():
+    for number, (name, points) in enumerate(series.items()):
         places = [at(size, points[size]) for size in sorted(points) if points[size] > 0]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        colour = COLOURS.get(name, "#000000")
+        colour = colour_of(name, number)
         width = 3 if name in ("dense", "isolated") else 1.5
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'

@@ -70,7 +70,7 @@ main (int argc, char **argv)
       for (size_t left = burst.count; left > 0; left--)
         {
           struct object *o = &burst.objects[draw (&burst.seed, (uint32_t)left)];
-          peer_free (o->p);
+          peer_free_burst (o->p);
           *o = burst.objects[left - 1];
         }
       burst_ns = (burst_ns + cpu_ns () - start) / (double)(i == BURSTS - 1 ? blocks * BURSTS : 1);

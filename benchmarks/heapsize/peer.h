@@ -2,7 +2,8 @@
  * the bursty part of the program allocates.
  *
  *   peer_start (separate)    the two parts in one heap, or each in its own; NULL or what is wrong
- *   peer_steady (size)       peer_burst (size)       peer_free (p)
+ *   peer_steady (size)       peer_burst (size)
+ *   peer_free (p)            peer_free_burst (p)
  *   peer_trim ()             what the allocator has for giving memory back at once
  */
 #ifndef PEER_H
@@ -58,17 +59,18 @@ peer_trim (void)
 
 #include <jemalloc/jemalloc.h>
 static int steady_flags, burst_flags;
+static unsigned caches[2];
 
 /* An arena of one's own goes without the thread's cache, or has one of its own, as here. */
 static int
-new_flags (void)
+new_flags (unsigned *cache)
 {
-  unsigned arena, cache;
+  unsigned arena;
   size_t size = sizeof (unsigned);
   if (mallctl ("arenas.create", &arena, &size, NULL, 0) != 0
-      || mallctl ("tcache.create", &cache, &size, NULL, 0) != 0)
+      || mallctl ("tcache.create", cache, &size, NULL, 0) != 0)
     return 0;
-  return MALLOCX_ARENA (arena) | MALLOCX_TCACHE (cache);
+  return (int)(MALLOCX_ARENA (arena) | MALLOCX_TCACHE (*cache));
 }
 
 static const char *
@@ -76,8 +78,8 @@ peer_start (int separate)
 {
   if (!separate)
     return NULL;
-  steady_flags = new_flags ();
-  burst_flags = new_flags ();
+  steady_flags = new_flags (&caches[0]);
+  burst_flags = new_flags (&caches[1]);
   return steady_flags != 0 && burst_flags != 0 ? NULL : "no arena";
 }
 
@@ -96,12 +98,27 @@ peer_burst (size_t size)
 static inline void
 peer_free (void *p)
 {
-  free (p);
+  if (steady_flags)
+    dallocx (p, steady_flags);
+  else
+    free (p);
 }
+
+static inline void
+peer_free_burst (void *p)
+{
+  if (burst_flags)
+    dallocx (p, burst_flags);
+  else
+    free (p);
+}
+#define PEER_FREE_BURST
 
 static void
 peer_trim (void)
 {
+  for (int i = 0; i < 2 && burst_flags; i++)
+    mallctl ("tcache.flush", NULL, NULL, &caches[i], sizeof caches[i]);
   char name[40];
   unsigned all = MALLCTL_ARENAS_ALL;
   mallctl ("thread.tcache.flush", NULL, NULL, NULL, 0);
@@ -144,6 +161,7 @@ static void
 peer_trim (void)
 {
   mi_collect (1);
+  mi_heap_collect (burst_heap, 1);
 }
 
 #elif defined PEER_GLIBC
@@ -180,5 +198,10 @@ peer_trim (void)
 
 #else
 #error "compile with -DPEER_... (see run.py)"
+#endif
+
+/* jemalloc wants to be told where a block is from. */
+#ifndef PEER_FREE_BURST
+#define peer_free_burst peer_free
 #endif
 #endif

@@ -295,6 +295,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, fix in missing.items():
             print(f"{name} is left out: {fix}")
         cases = [case for case in cases if case.library not in missing]
+        samples = measure(build, cases, 1 if options.quick else options.rounds)
+        path = build / "result.json"
+        if options.only and path.exists():
+            samples = {**json.loads(path.read_text())["samples"], **samples}
         document = {
             "schema": SCHEMA,
             "machine": {
@@ -303,9 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "load": os.getloadavg(),
                 "compiler": shutil.which("cc"),
             },
-            "samples": measure(build, cases, 1 if options.quick else options.rounds),
+            "samples": samples,
         }
-        (build / "result.json").write_text(json.dumps(document, indent=1))
+        path.write_text(json.dumps(document, indent=1))
     results = Results(document)
     print_spread(results)
     print_burst(results)
