@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from .. import __version__
 from .audit import Audit
 from .config import Config
 from .demo import Demo
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         description="First-class malloc arenas: secrets in locked memory, wiped when freed.",
         epilog="Exit codes: 0 fine, 1 a finding, 2 usage, 3 could not look.",
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
     for verb in VERBS:
         first, _, rest = (verb.__doc__ or "").partition("\n")
