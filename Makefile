@@ -2,6 +2,8 @@
 # make budget    a JSON document too large for the memory that its parser is given
 # make test      C tests, lint, Python tests
 # make test-all  the same, with the Python tests on each of 3.11, 3.12, 3.13 that is found
+# make wheel     dist/: the sdist, and a manylinux wheel for each Python found
+# make release-check  the same, built twice, installed into empty environments, with an SBOM
 # make lint, make format, make bench, make clean
 #
 # All of it in a venv in the checkout. PYTHON=python3.12 picks the interpreter; INSTALL=1 lets root
@@ -15,7 +17,8 @@ MAKEFLAGS += --no-print-directory
 
 C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -name '*.[ch]' -o -name '*.cpp')
 
-.PHONY: demo budget test test-all ready ctest pytest lint format bench clean
+.PHONY: demo budget test test-all ready ctest pytest lint format bench \
+  wheel release-check clean
 
 demo: ready
 	@malloc-arena demo
@@ -64,5 +67,9 @@ test-all: ready
 	done
 	@$(MAKE) test
 
+wheel release-check: ready
+	@python -m pip --disable-pip-version-check -qq install --group release
+	@python .ci/release.py $(@:release-%=%)
+
 clean:
-	rm -rf .venv .venv-3.* build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist .venv .venv-3.* build .mypy_cache .pytest_cache .ruff_cache
