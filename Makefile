@@ -4,6 +4,7 @@
 # make test-all  the same, with the Python tests on each of 3.11, 3.12, 3.13 that is found
 # make wheel     dist/: the sdist, and a manylinux wheel for each Python found
 # make release-check  the same, built twice, installed into empty environments, with an SBOM
+# make threat-model      every promise of docs/threat-model.md, its tests, and their controls
 # make lint, make format, make bench, make clean
 #
 # All of it in a venv in the checkout. PYTHON=python3.12 picks the interpreter; INSTALL=1 lets root
@@ -19,6 +20,7 @@ C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -n
 
 .PHONY: demo budget test test-all ready ctest pytest lint format bench \
   wheel release-check clean
+.PHONY: demo budget test test-all threat-model ready ctest pytest lint format bench clean
 
 demo: ready
 	@malloc-arena demo
@@ -37,6 +39,9 @@ ctest: ready
 
 pytest: ready
 	@pytest
+
+threat-model: ready
+	@pytest -q -m promise --threat-model
 
 lint: ready
 	@ruff check .

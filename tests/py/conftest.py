@@ -18,6 +18,24 @@ import pytest
 
 import malloc_arena
 from browser import browser as browser  # a fixture
+from promises import (
+    evidence,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
+# The table of promises, which pytest looks for here.
+__all__ = [
+    "evidence",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_runtest_makereport",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+]
 
 # What every child begins with: show() gives the test a JSON value and waits until it has looked.
 PRELUDE = """
@@ -60,6 +78,53 @@ def mappings(pid: int | str) -> list[Mapping]:
             fields = line.split(maxsplit=5)
             found.append(Mapping(start, end, fields[1], "".join(fields[5:]), ()))
     return found
+
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+_PRESENT_OR_SWAPPED = 3 << 62
+
+
+def _used(pagemap: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
+    """The runs of pages of the mapping that have contents, or say so."""
+    run = None
+    for page in range(mapping.start, mapping.end, PAGE << 15):
+        count = min(1 << 15, (mapping.end - page) // PAGE)
+        entries = memoryview(os.pread(pagemap, count * 8, page // PAGE * 8)).cast("Q")
+        for at, entry in enumerate(entries):
+            if entry & _PRESENT_OR_SWAPPED:
+                run = page + at * PAGE if run is None else run
+            elif run is not None:
+                yield run, page + at * PAGE
+                run = None
+    if run is not None:
+        yield run, mapping.end
+
+
+def copies(pid: int, needle: bytes) -> list[int]:
+    """Where NEEDLE is in the process's memory, all of it that another process can read."""
+    found: set[int] = set()
+    with (
+        open(f"/proc/{pid}/mem", "rb", buffering=0) as memory,
+        open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap,
+    ):
+        for mapping in mappings(pid):
+            if mapping.name in ("[vvar]", "[vvar_vclock]", "[vsyscall]"):
+                continue
+            for start, end in _used(pagemap.fileno(), mapping):
+                while start < end:
+                    try:
+                        data = os.pread(memory.fileno(), min(1 << 24, end - start), start)
+                    except OSError:  # a guard, memfd_secret: go on behind that page
+                        data = b""
+                    at = data.find(needle)
+                    while at != -1:
+                        found.add(start + at)
+                        at = data.find(needle, at + 1)
+                    if len(data) == 1 << 24:
+                        start += len(data) - len(needle)
+                    else:
+                        start += len(data) if data else PAGE
+    return sorted(found)
 
 
 class Child:
@@ -105,21 +170,7 @@ class Child:
 
     def copies(self, needle: bytes, pid: int | None = None) -> list[int]:
         """Where NEEDLE is in the process's memory, all of it that can be read."""
-        found: list[int] = []
-        with open(f"/proc/{pid or self.pid}/mem", "rb", buffering=0) as memory:
-            for mapping in mappings(pid or self.pid):
-                if "r" not in mapping.mode or mapping.name in ("[vvar]", "[vvar_vclock]"):
-                    continue
-                for start in range(mapping.start, mapping.end, 1 << 24):
-                    with contextlib.suppress(OSError, OverflowError):
-                        data = os.pread(
-                            memory.fileno(), min(1 << 24, mapping.end - start) + 4096, start
-                        )
-                        at = data.find(needle)
-                        while at != -1:
-                            found.append(start + at)
-                            at = data.find(needle, at + 1)
-        return sorted(set(found))
+        return copies(pid or self.pid, needle)
 
     def close(self) -> None:
         self.process.kill()
