@@ -207,9 +207,12 @@ ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, siz
 int
 ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size)
 {
-  int refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
-                : unit->fork_copy < 0 ? -unit->fork_copy
-                                      : os_open_secret (p, size);
+  /* The hole first, or the new mapping is made in it, and has then nowhere to go. */
+  int refused = os_release (p, size);
+  if (refused == 0)
+    refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
+              : unit->fork_copy < 0 ? -unit->fork_copy
+                                    : os_open_secret (p, size);
   if (refused)
     {
       os_release (p, size);

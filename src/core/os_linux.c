@@ -305,13 +305,20 @@ int
 os_open_secret_copy (void *p, size_t size, int file)
 {
   int saved = errno;
-  void *got = mmap (p, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
-  if (got == MAP_FAILED)
+  /* Not at P at once: a mapping that is refused, because of the lock limit, has already taken away what
+   * lay there, and another thread's mmap comes to lie in the hole. */
+  void *aside = mmap (NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (aside == MAP_FAILED)
     return outcome (-1, saved);
   /* Shared memory that two processes write is corruption: children do without. */
-  int refused = advise (p, size, MADV_DONTFORK);
+  int refused = advise (aside, size, MADV_DONTFORK);
+  if (refused == 0 && mremap (aside, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, p) == MAP_FAILED)
+    {
+      refused = errno;
+      os_release (p, size);
+    }
   if (refused)
-    os_release (p, size);
+    munmap (aside, size);
   errno = saved;
   return refused;
 }

@@ -80,6 +80,34 @@ child_of (malloc_arena *arena, int is_kept)
     }
 }
 
+static void
+add_size (const struct check_mapping *m, void *data)
+{
+  struct ma_region region = check_bounds ();
+  uintptr_t end = region.base + region.size;
+  *(size_t *)data
+      += (m->end < end ? m->end : end) - (m->start > region.base ? m->start : region.base);
+}
+
+/* A mapping that the lock limit refuses must not take away what lay in its place: another mapping would
+ * come to lie in the hole, and be ours. */
+static void
+over_the_limit (malloc_arena *hidden)
+{
+  struct ma_region region = check_bounds ();
+  check_memlock (1 << 20);
+  for (int i = 0; i < 40; i++)
+    {
+      char *p = malloc_arena (hidden, malloc, 100000);
+      CHECK (p != NULL);
+      memset (p, 0x54, 100000);
+    }
+  CHECK (!(check_receipt (hidden).obtained & MALLOC_ARENA_SECRETMEM));
+  size_t size = 0;
+  check_mappings (region.base, region.base + region.size, add_size, &size);
+  CHECK_EQUAL (size, region.size);
+}
+
 int
 main (void)
 {
@@ -124,5 +152,6 @@ main (void)
   free (p);
   CHECK_FAULTS (p);
   CHECK_EQUAL (malloc_arena_delete (kept), 0);
+  over_the_limit (hidden);
   return 0;
 }
