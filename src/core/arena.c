@@ -127,26 +127,41 @@ this_thread (void)
   return thread;
 }
 
-static void
-find_stack (const struct ma_thread *thread, char **low, char **end)
+static int
+ask_stack (char **low, char **end)
 {
   pthread_attr_t attributes;
   void *stack;
   size_t size;
+  if (pthread_getattr_np (pthread_self (), &attributes) != 0)
+    return 0;
+  int is_known = pthread_attr_getstack (&attributes, &stack, &size) == 0;
+  pthread_attr_destroy (&attributes);
+  if (is_known)
+    {
+      *low = stack;
+      *end = *low + size;
+    }
+  return is_known;
+}
+
+static void
+find_stack (const struct ma_thread *thread, char **low, char **end)
+{
   struct ma_local *before = ma_active;
   *low = *end = NULL;
   /* It allocates for a moment, maybe the only time in this thread: the C library would make the
-   * thread a heap of its own for that. */
-  for (unsigned i = 0; thread != NULL && i < MA_ARENAS && ma_active == NULL; i++)
-    ma_active = thread->locals[i];
-  if (pthread_getattr_np (pthread_self (), &attributes) == 0)
+   * thread a heap of its own for that. The main thread has one. An arena that is full is no reason
+   * not to know the stack. */
+  if (os_is_main_thread ())
+    ma_active = NULL;
+  else
+    for (unsigned i = 0; thread != NULL && i < MA_ARENAS && ma_active == NULL; i++)
+      ma_active = thread->locals[i];
+  if (!ask_stack (low, end) && ma_active != NULL)
     {
-      if (pthread_attr_getstack (&attributes, &stack, &size) == 0)
-        {
-          *low = stack;
-          *end = *low + size;
-        }
-      pthread_attr_destroy (&attributes);
+      ma_active = NULL;
+      ask_stack (low, end);
     }
   ma_active = before;
 }
@@ -332,6 +347,8 @@ enter_slow (malloc_arena *arena)
               arena ? arena->name : "", "\"", NULL);
   if (thread->depth == MA_DEPTH)
     ma_fatal ("unmatched enter: too many arenas are entered and not left", NULL);
+  /* Now, as it allocates, which a signal handler that scrubs must not. */
+  ma_stack_room (__builtin_frame_address (0), 0);
   struct ma_frame *frame = &thread->frames[thread->depth++];
   frame->arena = arena;
   frame->before = ma_active;
@@ -533,6 +550,7 @@ in_child (void)
         {
           memset (thread->locals, 0, sizeof thread->locals);
           thread->depth = 0;
+          thread->stack = NULL;
           thread->next = unused_threads;
           unused_threads = thread;
         }

@@ -90,6 +90,8 @@ void os_close_copy (int copy);
  * detection only. */
 void os_random (void *p, size_t n);
 
+int os_is_main_thread (void);
+
 /* The lock limit in bytes, SIZE_MAX if none. */
 size_t os_lock_limit (void);
 

@@ -386,6 +386,12 @@ os_random (void *p, size_t n)
   errno = saved;
 }
 
+int
+os_is_main_thread (void)
+{
+  return syscall (SYS_gettid) == getpid ();
+}
+
 size_t
 os_lock_limit (void)
 {
