@@ -520,9 +520,15 @@ restore_larges (malloc_arena *arena)
         os_release (start, bytes);
       else if (unit->state & MA_UNIT_SECRET)
         {
+          int is_freed = atomic_load (&unit->large) == MA_LARGE_FREED;
           if (ma_heap_fork_restore (arena, unit, start, bytes) == 0)
             atomic_fetch_add (&arena->locked, bytes);
-          if (arena->is_isolated && atomic_load (&unit->large) == MA_LARGE_FREED)
+          else
+            {
+              unit->is_locked = 0;
+              unit->state &= (uint8_t)(is_freed ? ~MA_UNIT_OPEN : ~0);
+            }
+          if (arena->is_isolated && is_freed)
             os_close (start, bytes);
         }
       else if (unit->is_locked)
@@ -573,12 +579,10 @@ in_child (void)
             abandon (local);
           else
             ma_dense_after_fork (local);
-          local->warm_bytes = 0;
-          for (unsigned bin = 0; bin < MA_BINS; bin++)
-            for (struct ma_unit *unit = local->warm[bin]; unit; unit = unit->next)
-              local->warm_bytes += unit->pages << MA_PAGE_SHIFT;
         }
       restore_larges (arena);
+      for (struct ma_local *local = arena->locals; local; local = local->next)
+        ma_large_after_fork (local);
     }
 }
 

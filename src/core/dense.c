@@ -1070,10 +1070,31 @@ restore_secret (malloc_arena *arena, struct ma_unit *unit)
       atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
       return;
     }
-  /* What lived there faults on touch, and nothing new is put there. */
+  /* What lived there faults on touch, and nothing new is put there, nor where others freed. */
   memset (unit->free, 0, sizeof unit->free);
+  for (unsigned at = 0; at < MA_WORDS; at++)
+    atomic_store (&unit->remote[at], 0);
   unit->opened = MA_SLAB_PAGES;
   unit->locked = 0;
+}
+
+/* A slab of secret memory that could not be closed when it was empty is a hole here. */
+static void
+restore_idle (struct ma_local *local)
+{
+  for (struct ma_unit **link = &local->idle; *link;)
+    {
+      struct ma_unit *unit = *link;
+      if (unit->state & MA_UNIT_SECRET && os_release (unit->base, MA_UNIT) != 0)
+        {
+          unit->kind = MA_UNIT_FREE; /* but never given to the region */
+          *link = unit->next;
+          continue;
+        }
+      if (unit->state & MA_UNIT_SECRET)
+        unit->state = 0;
+      link = &unit->next;
+    }
 }
 
 void
@@ -1087,6 +1108,7 @@ ma_dense_after_fork (struct ma_local *local)
     for (uint32_t i = 0; i < heap->heap_units; i++)
       if (heap[i].kind == MA_UNIT_IDLE && heap[i].state & MA_UNIT_FORK_WIPE)
         heap[i].state &= (uint8_t)~MA_UNIT_GUARDED;
+  restore_idle (local);
   heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {

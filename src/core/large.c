@@ -544,3 +544,25 @@ ma_large_flush (struct ma_local *local)
       }
   return any;
 }
+
+void
+ma_large_after_fork (struct ma_local *local)
+{
+  local->warm_bytes = 0;
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link;)
+      {
+        struct ma_unit *unit = *link;
+        size_t bytes = unit->pages << MA_PAGE_SHIFT;
+        if (unit->state & MA_UNIT_OPEN)
+          {
+            local->warm_bytes += bytes;
+            link = &unit->next;
+            continue;
+          }
+        /* Nor is its address space, of which nobody knows what lies there. */
+        *link = unit->next;
+        unlink_range (local->arena, unit);
+        ma_heap_refund (local->arena, bytes);
+      }
+}

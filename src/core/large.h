@@ -27,6 +27,8 @@ void *ma_large_resize (struct ma_unit *unit, void *p, size_t size);
 int ma_large_crowded (void);
 /* The warm ranges back to the kernel; whether there were any. Lock held. */
 int ma_large_flush (struct ma_local *local);
+/* In a forked child: warm ranges that could not be had again are not used any more. */
+void ma_large_after_fork (struct ma_local *local);
 
 /* First unit of the run that UNIT belongs to. */
 static inline struct ma_unit *
