@@ -5,6 +5,7 @@
 # make wheel     dist/: the sdist, and a manylinux wheel for each Python found
 # make release-check  the same, built twice, installed into empty environments, with an SBOM
 # make threat-model      every promise of docs/threat-model.md, its tests, and their controls
+# make soak MINUTES=30   a mixed program under load, with faults injected
 # make lint, make format, make bench, make clean
 #
 # All of it in a venv in the checkout. PYTHON=python3.12 picks the interpreter; INSTALL=1 lets root
@@ -21,6 +22,7 @@ C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -n
 .PHONY: demo budget test test-all ready ctest pytest lint format bench \
   wheel release-check clean
 .PHONY: demo budget test test-all threat-model ready ctest pytest lint format bench clean
+.PHONY: demo budget test test-all threat-model soak ready ctest pytest lint format bench clean
 
 demo: ready
 	@malloc-arena demo
@@ -42,6 +44,13 @@ pytest: ready
 
 threat-model: ready
 	@pytest -q -m promise --threat-model
+
+MINUTES ?= 30
+soak: ready
+	@test -f build/build.ninja || meson setup build -Dpython=false -Dtests=true -Dwerror=true
+	@meson compile -C build soak
+	@build/tests/c/soak --minutes $(MINUTES)
+	@SOAK_SECONDS=$$(($(MINUTES) * 6)) pytest -q -s --timeout=0 tests/py/integration/test_soak.py
 
 lint: ready
 	@ruff check .

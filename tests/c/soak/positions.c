@@ -113,6 +113,23 @@ drop (int i)
     expect_wiped (p, size_of[i]);
 }
 
+static void
+expect_flags (const struct check_mapping *m, void *data)
+{
+  const struct malloc_arena_receipt *receipt = data;
+  for (int i = 0; i < BLOCKS; i++)
+    {
+      if (block[i] == NULL || (uintptr_t)block[i] - m->start >= m->end - m->start)
+        continue;
+      if (receipt->obtained & MALLOC_ARENA_LOCKED)
+        CHECK (check_flag (m, "lo"));
+      if (receipt->obtained & MALLOC_ARENA_UNDUMPED)
+        CHECK (check_flag (m, "dd"));
+      if (receipt->obtained & MALLOC_ARENA_FORK_WIPED)
+        CHECK (check_flag (m, "wf") || check_flag (m, "dc"));
+    }
+}
+
 /* The receipt may say less than is so, never more. */
 static void
 expect_honest (malloc_arena *arena)
@@ -120,18 +137,8 @@ expect_honest (malloc_arena *arena)
   struct malloc_arena_receipt receipt = check_receipt (arena);
   CHECK_EQUAL (receipt.obtained & ~receipt.requested, 0);
   CHECK (receipt.locked_bytes <= receipt.mapped_bytes);
-  for (int i = 0; i < BLOCKS; i++)
-    {
-      if (block[i] == NULL)
-        continue;
-      struct check_mapping m = check_mapping_of (block[i]);
-      if (receipt.obtained & MALLOC_ARENA_LOCKED)
-        CHECK (check_flag (&m, "lo"));
-      if (receipt.obtained & MALLOC_ARENA_UNDUMPED)
-        CHECK (check_flag (&m, "dd"));
-      if (receipt.obtained & MALLOC_ARENA_FORK_WIPED)
-        CHECK (check_flag (&m, "wf") || check_flag (&m, "dc"));
-    }
+  struct ma_region region = check_bounds ();
+  check_mappings (region.base, region.base + region.size, expect_flags, &receipt);
 }
 
 static void *
@@ -245,11 +252,6 @@ run (int kind, const char *what, unsigned long at)
   if (is_done)
     {
       scan_process (&scan, pid);
-      if (scan.found && getenv ("HOLD"))
-        {
-          dprintf (2, "pid %d at %p in %s\n", pid, (void *)scan.first, scan.mapping);
-          pause ();
-        }
       CHECK (write (go[1], &c, 1) == 1);
     }
   close (done[0]);
@@ -263,7 +265,7 @@ run (int kind, const char *what, unsigned long at)
                 what, at, scan.found, (void *)scan.first, scan.mapping);
 }
 
-/* positions [KIND [PLACE]]: all of it, one kind, or one place with what follows it. */
+/* positions [KIND [PLACE]]: all of it, one kind, or that from one place on. */
 int
 main (int argc, char **argv)
 {
@@ -282,7 +284,8 @@ main (int argc, char **argv)
       if (argc > 1 && atoi (argv[1]) != kind)
         continue;
       for (int onward = 0; onward < 2; onward++)
-        for (unsigned long at = argc > 2 ? strtoul (argv[2], NULL, 10) : 1;; at++, runs++)
+        for (unsigned long at = argc > 2 ? strtoul (argv[2], NULL, 10) : 1;;
+             at += onward ? 3 : 1, runs++)
           {
             atomic_store (&faults->at, at);
             atomic_store (&faults->onward, onward);

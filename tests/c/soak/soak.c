@@ -740,6 +740,7 @@ main (int argc, char **argv)
     }
   while (now () - start < seconds);
   report ("soak", start);
+  CHECK (done.seen > 0 && faults->failed > 0);
   for (int i = 0; i < FAULT_FUNCTIONS; i++)
     dprintf (STDOUT_FILENO, "  %-24s %lu\n", fault_names[i], faults->failed_of[i]);
   return 0;
