@@ -19,10 +19,8 @@ MAKEFLAGS += --no-print-directory
 
 C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -name '*.[ch]' -o -name '*.cpp')
 
-.PHONY: demo budget test test-all ready ctest pytest lint format bench \
+.PHONY: demo budget test test-all threat-model soak ready ctest pytest lint format bench \
   wheel release-check clean
-.PHONY: demo budget test test-all threat-model ready ctest pytest lint format bench clean
-.PHONY: demo budget test test-all threat-model soak ready ctest pytest lint format bench clean
 
 demo: ready
 	@malloc-arena demo
