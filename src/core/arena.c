@@ -62,11 +62,12 @@ wipe_own_stack (void)
   };
   char *here = __builtin_frame_address (0);
   size_t room = ma_stack_room (here, SIZE_MAX);
-  char *end = (char *)((uintptr_t)here & ~(MA_PAGE - 1)) - NEAR;
+  char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
   char *low = (char *)os_round_up ((uintptr_t)here - room, MA_PAGE);
   if (room > 2 * NEAR && low < end)
     os_wipe_present (low, (size_t)(end - low));
-  ma_scrub_stack (room < 2 * NEAR ? room : 2 * NEAR);
+  size_t rest = (size_t)(here - end) + NEAR;
+  ma_scrub_stack (room < rest ? room : rest);
 }
 
 static void

@@ -9,10 +9,8 @@
 
 struct ma_unit ma_no_slab;
 
-enum
-{
-  WARM_PAGES = 32 /* that nobody uses stay present in a local arena */
-};
+/* That nobody uses stay present in a local arena. */
+#define WARM_PAGES (((size_t)128 << 10) >> MA_PAGE_SHIFT)
 
 /* clang-format off */
 #define X16(byte) byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte

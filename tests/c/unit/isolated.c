@@ -115,14 +115,15 @@ main (void)
     MANY = 20000
   };
   static char *many[MANY];
-  for (size_t i = 0; i < MANY; i++)
+  size_t room = check_bounds ().size / (16 * page) / 4, count = room < MANY ? room : MANY;
+  for (size_t i = 0; i < count; i++)
     {
       many[i] = malloc_arena (isolated, malloc, 32);
       CHECK (many[i] != NULL);
       *many[i] = 1;
     }
   CHECK (check_count_mappings () < 60000);
-  for (size_t i = 0; i < MANY; i++)
+  for (size_t i = 0; i < count; i++)
     {
       CHECK_EQUAL (*many[i], 1);
       free (many[i]);

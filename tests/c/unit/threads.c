@@ -69,7 +69,7 @@ hand_over (void)
 static void
 outlived (void)
 {
-  size_t mapped[16];
+  size_t mapped[2] = { 0, 0 }; /* most, of the first rounds and the last */
   for (unsigned round = 0; round < 16; round++)
     {
       pthread_t thread;
@@ -78,10 +78,11 @@ outlived (void)
       CHECK_EQUAL (check_stats (arena).live_blocks, COUNT);
       consume (NULL);
       CHECK_EQUAL (check_stats (arena).live_blocks, 0);
-      mapped[round] = check_stats (arena).mapped_bytes;
+      size_t now = check_stats (arena).mapped_bytes, *most = &mapped[round >= 12];
+      *most = now > *most ? now : *most;
     }
   /* The next thread takes the heaps over; what this one keeps warm has its bound by now. */
-  CHECK (mapped[15] <= mapped[11] + (64 << 10));
+  CHECK (mapped[1] <= mapped[0] + 16 * CHECK_PAGE);
 }
 
 static pthread_key_t key;

@@ -134,10 +134,10 @@ given_back (size_t size)
       memset (blocks[i], 1, size);
     }
   check_mappings (check_bounds ().base, end, add_rss, full);
-  CHECK (full[0] >= before[0] + ((size_t)4 << 20) - (64 << 10));
+  CHECK (full[0] >= before[0] + ((size_t)4 << 20) - 16 * CHECK_PAGE);
   struct malloc_arena_receipt receipt = check_receipt (secure);
   if (receipt.obtained & MALLOC_ARENA_LOCKED)
-    CHECK (full[1] >= before[1] + ((size_t)4 << 20) - (64 << 10));
+    CHECK (full[1] >= before[1] + ((size_t)4 << 20) - 16 * CHECK_PAGE);
   for (size_t i = 0; i < count; i++)
     free (blocks[i]);
   check_mappings (check_bounds ().base, end, add_rss, after);
