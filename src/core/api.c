@@ -24,17 +24,20 @@ check_kind (unsigned kind)
     return EINVAL;
   if ((kind & (HEAP_ISOLATED | HEAP_SECRETMEM)) && !(kind & HEAP_SECURE))
     return EINVAL;
-  if (kind & HEAP_TAGGED)
-    return ENOTSUP;
-  return 0;
+  /* What can be mapped secret cannot be mapped tagged. */
+  if (kind & HEAP_TAGGED && kind & HEAP_SECRETMEM)
+    return EINVAL;
+  return kind & HEAP_TAGGED ? ma_arena_check_tags () : 0;
 }
 
 static const char *
 kind_name (unsigned kind)
 {
+  int is_tagged = (kind & HEAP_TAGGED) != 0;
   return kind & HEAP_SECRETMEM  ? "secretmem"
-         : kind & HEAP_ISOLATED ? "isolated"
-         : kind & HEAP_SECURE   ? "secure"
+         : kind & HEAP_ISOLATED ? is_tagged ? "tagged isolated" : "isolated"
+         : kind & HEAP_SECURE   ? is_tagged ? "tagged secure" : "secure"
+         : is_tagged            ? "tagged"
                                 : "default";
 }
 
@@ -87,6 +90,9 @@ malloc_arena_get (unsigned kind)
   if (kind > ALL_KINDS)
     return fail (EINVAL);
   malloc_arena *arena = atomic_load_explicit (&arenas[kind], memory_order_acquire);
+  int unchecked = MA_HAS_TAGS && arena != NULL && kind & HEAP_TAGGED ? ma_arena_check_tags () : 0;
+  if (unchecked)
+    return fail (unchecked);
   if (likely (arena != NULL))
     return arena;
   struct malloc_arena_options options = { .size = sizeof options, .kind = kind };

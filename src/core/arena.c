@@ -246,19 +246,32 @@ init_local (struct ma_local *local, malloc_arena *arena)
 {
   memset (local, 0, sizeof *local);
   local->arena = arena;
-  local->threshold = arena->is_plain ? 0 : arena->threshold;
+  local->threshold = arena->is_plain || arena->is_tagged ? 0 : arena->threshold;
   local->plain = arena->is_plain ? arena->threshold : 0;
   local->is_plain = arena->is_plain;
-  local->is_wiped = arena->is_secure;
+  local->is_tagged = arena->is_tagged;
+  local->is_wiped = arena->is_wiped;
   local->is_verified = arena->is_verified;
   for (unsigned class = 0; class < MA_CLASSES; class++)
     local->current[class] = &ma_no_slab;
   pthread_mutex_init (&local->lock, NULL);
 }
 
+int
+ma_arena_check_tags (void)
+{
+  return os_check_tags (ma_options ()->tag_check == MA_SYNC);
+}
+
 static __attribute__ ((noinline, cold)) struct ma_local *
 make_local (malloc_arena *arena)
 {
+  int refused = arena->is_tagged ? ma_arena_check_tags () : 0;
+  if (refused)
+    {
+      errno = refused;
+      return NULL;
+    }
   struct ma_thread *thread = this_thread ();
   if (thread == NULL)
     {
@@ -343,6 +356,9 @@ enter_slow (malloc_arena *arena)
 {
   struct ma_thread *thread = this_thread ();
   struct ma_local *local = arena ? ma_local_of (arena) : NULL;
+  if (arena && local == NULL && errno == ENOTSUP)
+    ma_fatal ("no memory tags: arena \"", arena->name,
+              "\" is entered by a thread that may not have them checked", NULL);
   if (thread == NULL || (arena && local == NULL))
     ma_fatal ("out of memory: no room for another thread's part of arena \"",
               arena ? arena->name : "", "\"", NULL);
@@ -651,6 +667,8 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       arena->is_plain = options->kind == HEAP_DEFAULT;
       arena->is_isolated = (options->kind & HEAP_ISOLATED) != 0;
       arena->is_secretmem = (options->kind & HEAP_SECRETMEM) != 0;
+      arena->is_tagged = (options->kind & HEAP_TAGGED) != 0;
+      arena->is_wiped = arena->is_secure || arena->is_tagged;
       arena->is_verified = arena->is_secure && ma_options ()->verify == MA_ON;
       arena->use = use;
       arena->limit = options->limit;
@@ -681,7 +699,8 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
   if (p == NULL && is_refused (arena, MALLOC_ARENA_LOCKED | MALLOC_ARENA_SECRETMEM, 0))
     error = EPERM;
   /* Asked for by name, and no such thing in this kernel. */
-  if (is_refused (arena, MALLOC_ARENA_SECRETMEM, ENOSYS))
+  if (is_refused (arena, MALLOC_ARENA_SECRETMEM, ENOSYS)
+      || is_refused (arena, MALLOC_ARENA_TAGGED, 0))
     error = ENOTSUP;
   if (p)
     ma_release (p);

@@ -35,6 +35,9 @@ struct ma_thread
 
 /* Makes an arena with options that are checked and complete; NULL with errno. */
 malloc_arena *ma_arena_new (const struct malloc_arena_options *options, enum ma_use use);
+/* Has tags checked in the calling thread, as option tag_check says; 0 or ENOTSUP. Each thread that deals
+ * with a tagged arena needs that, and the kernel takes it from the thread itself only. */
+int ma_arena_check_tags (void);
 /* 0, or -1 with EBUSY. */
 int ma_arena_delete (malloc_arena *arena);
 /* Aborts unless ARENA is the handle of a live arena. */

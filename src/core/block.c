@@ -5,6 +5,7 @@
 
 #include "fatal.h"
 #include "large.h"
+#include "tag.h"
 #include "wipe.h"
 
 static void *
@@ -15,11 +16,29 @@ alloc_dense (struct ma_local *local, size_t size, size_t align)
   return local->is_plain ? ma_dense_plain (local, size) : ma_dense_alloc (local, size);
 }
 
+#if MA_HAS_TAGS
+static void *
+alloc_tagged (struct ma_local *local, size_t size, size_t align, int *is_zero)
+{
+  void *p = NULL;
+  if (size < local->arena->threshold && align <= MA_SLOT_MOST)
+    p = alloc_dense (local, size, align);
+  if (p == NULL)
+    return ma_large_alloc (local, size, align, is_zero);
+  *is_zero = 1;
+  return ma_dense_tag (p, size);
+}
+#endif
+
 /* A block of at least the threshold. The kernel has some 30,000 mappings for a process, and each
  * large block takes one, so that where there are thousands of them the smaller ones go into slabs. */
 static void *
 alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
 {
+#if MA_HAS_TAGS
+  if (local->is_tagged)
+    return alloc_tagged (local, size, align, is_zero);
+#endif
   void *p = NULL;
   if (unlikely (ma_large_crowded ()) && size <= MA_DENSE_MOST && align <= MA_SLOT_MOST
       && !local->arena->is_isolated)
@@ -74,8 +93,8 @@ static _Noreturn void
 no_block (struct ma_unit *unit, const void *p)
 {
   /* Units keep what they were last: a large block that was unmapped at its free is still known. */
-  if (unit->kind == MA_UNIT_FREE && unit->local != NULL && unit->units != 0 && unit->block == p
-      && atomic_load (&unit->large) == MA_LARGE_FREED)
+  if (unit->kind == MA_UNIT_FREE && unit->local != NULL && unit->units != 0
+      && unit->block == ma_tagged (p, 0) && atomic_load (&unit->large) == MA_LARGE_FREED)
     ma_fatal_block ("double free", p, unit->local->arena->name);
   ma_fatal_block ("invalid free", p, unit->kind == MA_UNIT_FREE ? NULL : unit->local->arena->name);
 }

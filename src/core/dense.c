@@ -6,6 +6,7 @@
 #include "fatal.h"
 #include "large.h"
 #include "slot.h"
+#include "tag.h"
 
 struct ma_unit ma_no_slab;
 
@@ -25,7 +26,7 @@ const unsigned char ma_slot_masks[384] = { X192 (0), X192 (255) };
 static inline unsigned
 slot_of (const struct ma_unit *unit, const void *p)
 {
-  uint64_t offset = (uint64_t)((const char *)p - unit->base);
+  uint64_t offset = ((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base;
   return (unsigned)(offset * unit->inverse >> 32);
 }
 
@@ -37,6 +38,18 @@ is_start (const struct ma_unit *unit, uint64_t product, const char *p)
    * of the inverse adds up to more than that. */
   return MA_PAGE_MOST == 4096 ? (uint32_t)product < unit->inverse
                               : p == unit->base + (product >> 32) * unit->slot;
+}
+
+/* The pointer that the block of a slot is known by. */
+static inline const char *
+pointer_of (const struct ma_unit *unit, unsigned slot)
+{
+  const char *p = unit->base + (size_t)slot * unit->slot;
+#if MA_HAS_TAGS
+  if (unit->is_tagged)
+    p = ma_tagged (p, ma_region_tags (unit)[slot]);
+#endif
+  return p;
 }
 
 static inline uint64_t
@@ -267,10 +280,12 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
   if (slot >= unit->avail)
     ma_fatal_block ("invalid free", p, name);
   int is_live = unit->sizes[slot] != 0;
-  if ((const char *)p != unit->base + (size_t)slot * unit->slot)
+  if (ma_tagged (p, 0) != unit->base + (size_t)slot * unit->slot)
     ma_fatal_block (is_live ? "interior pointer" : "invalid free", p, name);
   if (!is_live)
     ma_fatal_block ("double free", p, name);
+  if (p != pointer_of (unit, slot))
+    ma_fatal_block (unit->is_tagged ? "stale pointer" : "invalid free", p, name);
   if (unit->sizes[slot] - 1 > unit->slot - unit->rest)
     ma_fatal_block ("metadata corrupt", p, name);
   ma_fatal_block ("canary overwritten", p, name);
@@ -291,14 +306,26 @@ wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
 
 /* The whole chain from an address to a live slot, asserted; the block's size. */
 static size_t
-checked (const struct ma_unit *unit, const char *p, unsigned slot)
+live_size (const struct ma_unit *unit, const char *p, unsigned slot)
 {
   unsigned size = slot < unit->avail ? unit->sizes[slot] - 1u : UINT16_MAX;
-  if (p != unit->base + (size_t)slot * unit->slot || size > (unsigned)(unit->slot - unit->rest))
+  if (p != pointer_of (unit, slot) || size > (unsigned)(unit->slot - unit->rest))
     crime (unit, p, slot);
+  return size;
+}
+
+/* The same, and its bytes as well. */
+static size_t
+checked (const struct ma_unit *unit, const char *p, unsigned slot)
+{
+  size_t size = live_size (unit, p, slot);
+  if (MA_HAS_TAGS && unit->is_tagged)
+    ma_tag_unchecked ();
   if (unit->rest != 0 && unlikely (!slot_intact_any (p, size, unit->slot))
       && !wiped_by_fork (unit, p, size))
     crime (unit, p, slot);
+  if (MA_HAS_TAGS && unit->is_tagged)
+    ma_tag_checked ();
   return size;
 }
 
@@ -462,6 +489,9 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   size_t covered = local->is_plain ? unit->slot : slot_covered (unit->group);
   unit->least = (uint16_t)(covered < unit->slot ? unit->slot - covered : 0);
   unit->span = (uint16_t)(unit->slot - unit->rest - unit->least);
+  unit->is_tagged = (uint8_t)local->is_tagged;
+  if (local->is_tagged)
+    unit->group = MA_LONG;
   if (unit->group == MA_LONG)
     {
       unit->least = UINT16_MAX;
@@ -757,6 +787,20 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   return p;
 }
 
+#if MA_HAS_TAGS
+void *
+ma_dense_tag (void *p, size_t size)
+{
+  struct ma_unit *unit = ma_unit_of (p);
+  unsigned slot = slot_of (unit, p);
+  uint8_t *tag = &ma_region_tags (unit)[slot];
+  *tag = (uint8_t)ma_tag_choose (1u << *tag | MA_TAG_NONE | (slot & 1 ? MA_TAG_EVEN : MA_TAG_ODD));
+  p = ma_tagged (p, *tag);
+  ma_tag_memory (p, size);
+  return p;
+}
+#endif
+
 /* ---- free ---- */
 
 /* Lists a slab that was full, looks for memory to give back. */
@@ -830,11 +874,29 @@ push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
     tidy (local, unit);
 }
 
-/* Long slots, long canaries, damage: all but the usual. */
+/* From the first step on, who still has the pointer faults. */
+static void
+free_tagged (struct ma_unit *unit, char *p, unsigned slot)
+{
+  size_t size = live_size (unit, p, slot);
+  char *bare = ma_tagged (p, 0);
+  ma_tag_memory (bare, size);
+  if (unlikely (!slot_intact_any (bare, size, unit->slot)) && !wiped_by_fork (unit, bare, size))
+    crime (unit, p, slot);
+  ma_wipe_inline (bare, unit->slot);
+  push (unit, slot, size, p);
+}
+
+/* Long slots, long canaries, tags, damage: all but the usual. */
 static __attribute__ ((noinline)) void
 free_other (struct ma_unit *unit, char *p)
 {
   unsigned slot = slot_of (unit, p);
+  if (MA_HAS_TAGS && unit->is_tagged)
+    {
+      free_tagged (unit, p, slot);
+      return;
+    }
   size_t size = checked (unit, p, slot);
   if (unit->rest != 0)
     ma_wipe_inline (p, unit->slot);
@@ -854,7 +916,7 @@ free_larger (struct ma_unit *unit, char *p, size_t slot, size_t size)
 MA_INLINE void
 free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char *, size_t, size_t))
 {
-  uint64_t product = (uint64_t)(p - unit->base) * unit->inverse;
+  uint64_t product = (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
   size_t slot = product >> 32;
   /* Larger pages have more than the slots that are used. */
   if (MA_PAGE_MOST != 4096 && unlikely (slot >= unit->avail))
@@ -977,14 +1039,19 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
     return 0;
   /* What the block leaves, or the old canary, which must not be read as the longer block's data. */
   size_t kept = size < before ? size : before;
+  char *bare = ma_tagged (p, 0);
+  if (MA_HAS_TAGS && unit->is_tagged)
+    ma_tag_memory (bare, before);
   if (!local->is_plain)
-    ma_wipe_inline ((char *)p + kept, unit->slot - kept);
+    ma_wipe_inline (bare + kept, unit->slot - kept);
   local->live_bytes += size - before;
   if (local->live_bytes > local->peak_bytes)
     local->peak_bytes = local->live_bytes;
   unit->sizes[slot] = (uint16_t)(size + 1);
   if (!local->is_plain)
-    slot_canary_any (p, size, unit->slot);
+    slot_canary_any (bare, size, unit->slot);
+  if (MA_HAS_TAGS && unit->is_tagged)
+    ma_tag_memory (p, size);
   return 1;
 }
 

@@ -17,6 +17,8 @@ extern MA_HIDDEN struct ma_unit ma_no_slab; /* no free slot, ever */
 void *ma_dense_alloc (struct ma_local *local, size_t size);
 /* The same in a plain arena, where it ends without a canary and nothing is written. */
 void *ma_dense_plain (struct ma_local *local, size_t size);
+/* The block that one of the calls here made, tagged. */
+void *ma_dense_tag (void *p, size_t size);
 /* The same at a multiple of ALIGN, a power of two. NULL and errno untouched where no slot can be so
  * aligned: a large block can. */
 void *ma_dense_aligned (struct ma_local *local, size_t size, size_t align);

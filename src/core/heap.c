@@ -124,7 +124,10 @@ ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
     }
   if (!(*state & MA_UNIT_OPEN))
     {
-      int refused = os_open (p, size);
+      int refused = arena->is_tagged ? os_open_tagged (p, size) : os_open (p, size);
+      /* Of other errors tags are not the cause, and what has them keeps them. */
+      if (refused == EINVAL && arena->is_tagged)
+        ma_heap_refused (arena, MALLOC_ARENA_TAGGED, ENOTSUP);
       if (refused)
         return refused;
       *state |= MA_UNIT_OPEN;

@@ -40,6 +40,8 @@ struct malloc_arena
   int is_plain;  /* HEAP_DEFAULT: nothing of that, and slots without canaries */
   int is_isolated;
   int is_secretmem;
+  int is_tagged;
+  int is_wiped; /* free blocks are zero */
   int is_verified;
   enum ma_use use;
   size_t limit;
@@ -62,9 +64,10 @@ struct ma_local
 {
   _Atomic (struct ma_thread *) owner;
   malloc_arena *arena;
-  size_t threshold; /* of its arena; 0 in a plain one, */
-  size_t plain;     /* which has it here: the way of the others is not longer for it */
+  size_t threshold; /* of its arena; 0 in a plain or tagged one, */
+  size_t plain;     /* of which the first has it here: the way of the others is not longer for it */
   int is_plain;
+  int is_tagged;
   int is_wiped;
   int is_verified;
   size_t live_bytes;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fatal.h"
+#include "tag.h"
 #include "wipe.h"
 
 enum
@@ -227,6 +228,7 @@ open_range (struct ma_local *local, size_t pages, int *refused)
   unit->pages = pages;
   unit->end = unit->base + bytes;
   unit->local = local;
+  unit->tag = local->is_tagged ? unit->tag & 15 : 0;
   unit->state = 0;
   char *start = ma_large_start (unit);
   *refused = ma_heap_open (arena, start, bytes, &unit->state);
@@ -298,6 +300,28 @@ pop_warm (struct ma_local *local, unsigned bin)
   return unit;
 }
 
+/* The pointer that the block is known by from now on. Slots have neighbours, ranges have none, so that
+ * all tags are good but the last one. */
+static void *
+give_tag (struct ma_unit *unit)
+{
+#if MA_HAS_TAGS
+  if (unit->local->is_tagged)
+    {
+      unit->tag = ma_tag_choose (1u << unit->tag | MA_TAG_NONE);
+      ma_tag_memory (ma_tagged (unit->block, unit->tag), unit->size);
+    }
+#endif
+  return ma_tagged (unit->block, unit->tag);
+}
+
+static void
+take_tag (const struct ma_unit *unit)
+{
+  if (MA_HAS_TAGS && unit->local->is_tagged)
+    ma_tag_memory (unit->block, unit->size);
+}
+
 void *
 ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
 {
@@ -347,7 +371,7 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
   atomic_fetch_add_explicit (&arena->large_blocks, 1, memory_order_relaxed);
   atomic_fetch_add_explicit (&arena->large_bytes, size, memory_order_relaxed);
   note_peak (arena);
-  return block;
+  return give_tag (unit);
 }
 
 /* ---- free ---- */
@@ -357,16 +381,22 @@ checked (struct ma_unit *unit, const void *p)
 {
   const char *name = unit->local->arena->name;
   int is_live = atomic_load_explicit (&unit->large, memory_order_acquire) == MA_LARGE_LIVE;
-  if (unlikely (p != unit->block))
-    ma_fatal_block (is_live && (const char *)p > unit->block
-                            && (const char *)p < unit->block + unit->size
+  const char *bare = ma_tagged (p, 0);
+  if (unlikely (bare != unit->block))
+    ma_fatal_block (is_live && bare > unit->block && bare < unit->block + unit->size
                         ? "interior pointer"
                         : "invalid free",
                     p, name);
   if (unlikely (!is_live))
     ma_fatal_block ("double free", p, name);
+  if (unlikely (p != ma_tagged (unit->block, unit->tag)))
+    ma_fatal_block (unit->local->is_tagged ? "stale pointer" : "invalid free", p, name);
+  if (MA_HAS_TAGS && unit->local->is_tagged)
+    ma_tag_unchecked ();
   if (unlikely (!is_intact (unit)))
     ma_fatal_block ("canary overwritten", p, name);
+  if (MA_HAS_TAGS && unit->local->is_tagged)
+    ma_tag_checked ();
   return unit->size;
 }
 
@@ -386,8 +416,9 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p)
                 != MA_LARGE_LIVE))
     ma_fatal_block ("double free", p, arena->name);
   char *start = ma_large_start (unit);
-  char *lead = lead_of (unit, p);
-  if (arena->is_secure)
+  take_tag (unit);
+  char *lead = lead_of (unit, unit->block);
+  if (arena->is_wiped)
     ma_wipe_inline (lead, (size_t)(tail_end_of (unit, unit->block + size) - lead));
   atomic_fetch_sub_explicit (&arena->large_blocks, 1, memory_order_relaxed);
   atomic_fetch_sub_explicit (&arena->large_bytes, size, memory_order_relaxed);
@@ -503,9 +534,11 @@ ma_large_resize (struct ma_unit *unit, void *p, size_t size)
   char *end = is_less ? start + (pages << MA_PAGE_SHIFT) : unit->end;
   char *block = arena->is_plain ? p : (char *)((uintptr_t)(end - room) & ~(uintptr_t)15);
   size_t kept = size < before ? size : before;
-  char *lead = lead_of (unit, p);
-  if (block != p)
-    memmove (block, p, kept);
+  take_tag (unit);
+  char *old = unit->block;
+  char *lead = lead_of (unit, old);
+  if (block != old)
+    memmove (block, old, kept);
   if (!arena->is_plain)
     {
       /* What the block left behind: before its new start, and after what was kept, in pages that are
@@ -520,7 +553,7 @@ ma_large_resize (struct ma_unit *unit, void *p, size_t size)
   place (unit, block, size);
   atomic_fetch_add_explicit (&arena->large_bytes, size - before, memory_order_relaxed);
   note_peak (arena);
-  return block;
+  return give_tag (unit);
 }
 
 int

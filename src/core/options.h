@@ -23,6 +23,7 @@ enum
 enum
 {
   MA_ON = 1,      /* of verify */
+  MA_SYNC = 1,    /* of tag_check */
   MA_INHERIT = 2, /* of inherit */
   MA_VERBOSE = 2
 };

@@ -39,6 +39,16 @@ int os_map (size_t size, void **out);
 
 /* Accessible; new pages read as zero. */
 int os_open (void *p, size_t size);
+/* The same with a memory tag beside each 16 bytes, all 0 at first (Arm MTE). EINVAL, or ENOTSUP where
+ * this library knows of no tags: not offered. */
+int os_open_tagged (void *p, size_t size);
+/* Has the accesses of the calling thread, and of those that it starts from now on, checked against memory
+ * tags, and the system calls take tagged pointers: with IS_PRECISE at the access, else at the next entry
+ * of the kernel. What the thread has of that already is never weakened. ENOTSUP where the CPU, the
+ * kernel or a limit of this process lacks it; that is also for a thread that may not have it. */
+int os_check_tags (int is_precise);
+/* Whether they are, and the same errno if not. */
+int os_tags_checked (void);
 /* Inaccessible; what was there stays until os_discard. */
 int os_close (void *p, size_t size);
 /* As first reserved: inaccessible, unlocked, its pages and guards gone, its advice forgotten, in one

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -162,6 +163,84 @@ os_open (void *p, size_t size)
   int saved = errno;
   return outcome (mprotect (p, size, PROT_READ | PROT_WRITE), saved);
 }
+
+#if defined(__aarch64__)
+/* As the kernel's interface has them; older headers do not. */
+enum
+{
+  MTE_OF_CPU = 1 << 18, /* in AT_HWCAP2 */
+  MTE_PROTECTION = 0x20,
+  SET_CONTROL = 55, /* prctl */
+  GET_CONTROL = 56,
+  CONTROL_ADDRESSES = 1, /* system calls take tagged pointers */
+  CONTROL_PRECISE = 1 << 1,
+  CONTROL_LATER = 1 << 2,
+  CONTROL_CHECKS = CONTROL_PRECISE | CONTROL_LATER,
+  CONTROL_TAGS = 0xfffe << 3 /* that the CPU may choose at random: not 0 */
+};
+
+static int
+tag_control (void)
+{
+  if (!(getauxval (AT_HWCAP2) & MTE_OF_CPU))
+    return 0;
+  int control = prctl (GET_CONTROL, 0, 0, 0, 0);
+  return control < 0 ? 0 : control;
+}
+
+int
+os_tags_checked (void)
+{
+  int saved = errno;
+  int control = tag_control ();
+  errno = saved;
+  return control & CONTROL_ADDRESSES && control & CONTROL_CHECKS ? 0 : ENOTSUP;
+}
+
+int
+os_check_tags (int is_precise)
+{
+  int saved = errno;
+  int control = tag_control ();
+  int wanted = control | CONTROL_ADDRESSES | CONTROL_TAGS;
+  if (is_precise)
+    wanted = (wanted & ~CONTROL_LATER) | CONTROL_PRECISE;
+  else if (!(wanted & CONTROL_CHECKS))
+    wanted |= CONTROL_LATER;
+  if (wanted != control && getauxval (AT_HWCAP2) & MTE_OF_CPU)
+    prctl (SET_CONTROL, wanted, 0, 0, 0);
+  errno = saved;
+  return os_tags_checked ();
+}
+
+int
+os_open_tagged (void *p, size_t size)
+{
+  int saved = errno;
+  return outcome (mprotect (p, size, PROT_READ | PROT_WRITE | MTE_PROTECTION), saved);
+}
+#else
+int
+os_tags_checked (void)
+{
+  return ENOTSUP;
+}
+
+int
+os_check_tags (int is_precise)
+{
+  (void)is_precise;
+  return ENOTSUP;
+}
+
+int
+os_open_tagged (void *p, size_t size)
+{
+  (void)p;
+  (void)size;
+  return ENOTSUP;
+}
+#endif
 
 int
 os_close (void *p, size_t size)

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "dense.h"
+#include "os.h"
 
 static unsigned
 requested (const malloc_arena *arena)
@@ -16,6 +17,8 @@ requested (const malloc_arena *arena)
     }
   if (arena->is_secretmem)
     properties |= MALLOC_ARENA_SECRETMEM;
+  if (arena->is_tagged)
+    properties |= MALLOC_ARENA_TAGGED;
   if (arena->is_isolated)
     properties |= MALLOC_ARENA_ISOLATED;
   properties |= arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT
@@ -37,6 +40,9 @@ ma_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
       /* Whether memory is locked is counted: what was refused once may be given back by now. */
       if (property == MALLOC_ARENA_LOCKED && receipt->locked_bytes >= receipt->mapped_bytes)
         refused = 0;
+      /* Of each thread by itself, and of this one now. */
+      if (property == MALLOC_ARENA_TAGGED && arena->is_tagged && !refused)
+        refused = os_tags_checked ();
       receipt->reason[i] = receipt->requested & property ? refused : 0;
       if (refused)
         receipt->obtained &= ~property;

@@ -34,13 +34,15 @@ enum
   TIERS = 4
 };
 static const size_t tier_slots[TIERS] = { MA_SLOTS / 8, MA_SLOTS / 4, MA_SLOTS / 2, MA_SLOTS };
-static const size_t tier_stride[TIERS]
-    = { MA_SLOTS / 4 + 64, MA_SLOTS / 2 + 64, MA_SLOTS + 64, 2 * MA_SLOTS + 192 };
+/* And, where there are tags, a fifth with a byte for each slot. */
+static const size_t tier_stride[TIERS + 1]
+    = { MA_SLOTS / 4 + 64, MA_SLOTS / 2 + 64, MA_SLOTS + 64, 2 * MA_SLOTS + 192, MA_SLOTS + 64 };
 static char *sizes;
 
 enum
 {
   SIZES_BYTES = MA_SLOTS / 4 + MA_SLOTS / 2 + MA_SLOTS + 2 * MA_SLOTS + 3 * 64 + 192
+                + (MA_HAS_TAGS ? MA_SLOTS + 64 : 0)
 };
 
 static char *
@@ -162,6 +164,14 @@ ma_region_sizes (const struct ma_unit *unit, size_t slots)
     tier++;
   return (uint16_t *)tier_place (tier, ma_unit_index (unit));
 }
+
+#if MA_HAS_TAGS
+uint8_t *
+ma_region_tags (const struct ma_unit *unit)
+{
+  return (uint8_t *)tier_place (TIERS, ma_unit_index (unit));
+}
+#endif
 
 size_t
 ma_region_units (void)

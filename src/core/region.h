@@ -77,16 +77,17 @@ struct ma_unit
   uint16_t avail; /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
-  uint8_t group;          /* of slots, see slot.h */
-  uint8_t hint;           /* word of FREE to look at first */
-  uint8_t listed;         /* in its class's list, or current: not full */
-  uint8_t state;          /* MA_UNIT_OPEN, ... */
-  uint8_t opened;         /* pages, from the first */
-  uint16_t away;          /* bit by page: given back to the kernel, with all its slots */
-  uint16_t locked;        /* bit by page */
-  uint8_t stroke[3];      /* of slot.h, for small slots */
-  uint8_t rest;           /* least canary bytes after a block */
-  uint8_t had_remote;     /* another thread freed in it since the heap was taken */
+  uint8_t group;      /* of slots, see slot.h */
+  uint8_t hint;       /* word of FREE to look at first */
+  uint8_t listed;     /* in its class's list, or current: not full */
+  uint8_t state;      /* MA_UNIT_OPEN, ... */
+  uint8_t opened;     /* pages, from the first */
+  uint16_t away;      /* bit by page: given back to the kernel, with all its slots */
+  uint16_t locked;    /* bit by page */
+  uint8_t stroke[3];  /* of slot.h, for small slots */
+  uint8_t rest;       /* least canary bytes after a block */
+  uint8_t is_tagged;  /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
+  uint8_t had_remote; /* another thread freed in it since the heap was taken */
   _Atomic uint8_t queued; /* in its local arena's queue of remote frees */
   _Atomic uint8_t large;  /* enum ma_large_state */
   struct ma_unit *next;   /* class list, warm list */
@@ -109,6 +110,7 @@ struct ma_unit
       uint32_t back;  /* of a tail: units back to the first */
       unsigned bin;
       int is_locked;
+      unsigned tag; /* of the block, or of the last one */
     };
   };
   _Atomic uint64_t
@@ -138,13 +140,13 @@ extern MA_HIDDEN union ma_sealed_page ma_sealed_page;
 static inline int
 ma_is_ours (const void *p)
 {
-  return (uintptr_t)p - ma_sealed.region.base < ma_sealed.region.size;
+  return ((uintptr_t)p & MA_UNTAGGED) - ma_sealed.region.base < ma_sealed.region.size;
 }
 
 static inline struct ma_unit *
 ma_unit_of (const void *p)
 {
-  return &ma_sealed.units[((uintptr_t)p - ma_sealed.region.base) >> MA_UNIT_SHIFT];
+  return &ma_sealed.units[(((uintptr_t)p & MA_UNTAGGED) - ma_sealed.region.base) >> MA_UNIT_SHIFT];
 }
 
 static inline uint32_t
@@ -168,6 +170,8 @@ void ma_region_forget (struct ma_unit *first, size_t n);
 size_t ma_region_units (void);
 /* Where the sizes of a unit's blocks go, at most MA_SLOTS of them. */
 uint16_t *ma_region_sizes (const struct ma_unit *unit, size_t slots);
+/* And, by slot, the tag of its block, or of the last one (see tag.h); 0: none so far. */
+uint8_t *ma_region_tags (const struct ma_unit *unit);
 
 /* Zeroed metadata that is never given back to the kernel; NULL when the pool is used up. */
 void *ma_pool (size_t size);

@@ -28,11 +28,20 @@ struct ma_region
 };
 extern MA_EXPORT struct ma_region ma_region;
 
+/* Where the CPU may have memory tags (see tag.h), the top byte of a pointer is not of its address. */
+#if defined(__aarch64__)
+#define MA_HAS_TAGS 1
+#define MA_UNTAGGED (~(uintptr_t)0 >> 8)
+#else
+#define MA_HAS_TAGS 0
+#define MA_UNTAGGED (~(uintptr_t)0)
+#endif
+
 /* Whether P was allocated here. The ownership test: one subtract, one compare. */
 static inline int
 ma_owns (const void *p)
 {
-  return (uintptr_t)p - ma_region.base < ma_region.size;
+  return ((uintptr_t)p & MA_UNTAGGED) - ma_region.base < ma_region.size;
 }
 
 /* As malloc, calloc (for one object), realloc, free, malloc_usable_size, with the arena given
