@@ -42,7 +42,7 @@ static char *sizes;
 enum
 {
   SIZES_BYTES = MA_SLOTS / 4 + MA_SLOTS / 2 + MA_SLOTS + 2 * MA_SLOTS + 3 * 64 + 192
-                + (MA_HAS_TAGS ? MA_SLOTS + 64 : 0)
+      + (MA_HAS_TAGS ? MA_SLOTS + 64 : 0)
 };
 
 static char *

@@ -56,7 +56,8 @@ read_block (const struct ma_unit *unit, const char **block, size_t *size)
 static unsigned
 flags_of (const malloc_arena *arena, const struct ma_unit *unit)
 {
-  unsigned flags = arena->is_isolated ? MALLOC_ARENA_ISOLATED : 0;
+  unsigned flags = (arena->is_isolated ? MALLOC_ARENA_ISOLATED : 0)
+                   | (arena->is_tagged ? MALLOC_ARENA_TAGGED : 0);
   if (unit->state & MA_UNIT_SECRET
       || (!(unit->state & MA_UNIT_DUMPED) && ma_sealed.dump_refused == 0))
     flags |= MALLOC_ARENA_UNDUMPED;

@@ -648,8 +648,7 @@ main (int argc, char **argv)
       fflush (stdout);
       /* Of one in six: five standard deviations more. */
       unsigned most = runs / 6 + 5 * 9 * (runs + 499) / 500;
-      if (outcomes[OTHER] != 0
-          || outcomes[MISSED] > (crimes[i].misses == BY_CHANCE ? most : 0))
+      if (outcomes[OTHER] != 0 || outcomes[MISSED] > (crimes[i].misses == BY_CHANCE ? most : 0))
         {
           dprintf (STDERR_FILENO, "%s is not stopped\n", crimes[i].name);
           wrong++;
