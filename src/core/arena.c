@@ -251,9 +251,10 @@ init_local (struct ma_local *local, malloc_arena *arena)
   local->is_plain = arena->is_plain;
   local->is_tagged = arena->is_tagged;
   local->is_wiped = arena->is_wiped;
+  local->object_threshold
+      = local->threshold < MA_OBJECT_MOST ? local->threshold : MA_OBJECT_MOST + 1;
   local->is_verified = arena->is_verified;
-  for (unsigned class = 0; class < MA_CLASSES; class++)
-    local->current[class] = &ma_no_slab;
+  ma_dense_begin (local);
   pthread_mutex_init (&local->lock, NULL);
 }
 
@@ -300,6 +301,7 @@ make_local (malloc_arena *arena)
           init_local (local, arena);
           atomic_store_explicit (&local->owner, thread, memory_order_release);
           local->next = arena->locals;
+          atomic_fetch_add_explicit (&arena->local_count, 1, memory_order_relaxed);
           __atomic_store_n (&arena->locals, local, __ATOMIC_RELEASE);
         }
     }

@@ -26,7 +26,8 @@ struct ma_thread
 {
   struct ma_local *locals[MA_ARENAS]; /* by arena index */
   unsigned depth;
-  char *stack; /* lowest address, once it is known */
+  malloc_arena *refused; /* an object, last */
+  char *stack;           /* lowest address, once it is known */
   char *stack_end;
   struct ma_thread *next; /* of all, or of the unused */
   struct ma_thread *previous;

@@ -129,18 +129,18 @@ void *
 ma_resize (void *p, size_t size)
 {
   struct ma_unit *unit = ma_unit_of (p);
-  size_t before = ma_usable (p);
   if (unit->kind == MA_UNIT_DENSE)
     {
       if (size <= MA_DENSE_PLAIN && ma_dense_resize (unit, p, size))
         return p;
     }
-  else
+  else if (likely (unit->kind == MA_UNIT_LARGE || unit->kind == MA_UNIT_TAIL))
     {
       void *moved = ma_large_resize (unit, p, size);
       if (moved)
         return moved;
     }
+  size_t before = ma_usable (p);
   struct ma_local *local = ma_local_of (unit->local->arena);
   void *q = local ? ma_alloc (local, size) : NULL;
   if (q == NULL)

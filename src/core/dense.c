@@ -10,8 +10,16 @@
 
 struct ma_unit ma_no_slab;
 
-/* That nobody uses stay present in a local arena. */
-#define WARM_PAGES (((size_t)128 << 10) >> MA_PAGE_SHIFT)
+/* Pages that nobody uses and that stay present in a local arena; ALL: in all of an arena's, while each
+ * has more than the least. */
+#define WARM_PAGES_LEAST (((size_t)128 << 10) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_MOST (((size_t)1 << 20) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_ALL (((size_t)2 << 20) >> MA_PAGE_SHIFT)
+
+enum
+{
+  WARM_SHARE = 8 /* part of what may be locked; a quarter of that of the arena's limit */
+};
 
 /* clang-format off */
 #define X16(byte) byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte
@@ -22,23 +30,6 @@ const unsigned char ma_slot_masks[384] = { X192 (0), X192 (255) };
 /* clang-format on */
 
 /* ---- the slot of an address ---- */
-
-static inline unsigned
-slot_of (const struct ma_unit *unit, const void *p)
-{
-  uint64_t offset = ((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base;
-  return (unsigned)(offset * unit->inverse >> 32);
-}
-
-/* Whether P is the first byte of a slot; PRODUCT: its offset times the inverse. */
-static inline int
-is_start (const struct ma_unit *unit, uint64_t product, const char *p)
-{
-  /* What is left below the point is less than one step for those; in a slab of larger pages the error
-   * of the inverse adds up to more than that. */
-  return MA_PAGE_MOST == 4096 ? (uint32_t)product < unit->inverse
-                              : p == unit->base + (product >> 32) * unit->slot;
-}
 
 /* The pointer that the block of a slot is known by. */
 static inline const char *
@@ -52,19 +43,7 @@ pointer_of (const struct ma_unit *unit, unsigned slot)
   return p;
 }
 
-static inline uint64_t
-bit_of (size_t slot)
-{
-  return (uint64_t)1 << (slot & 63);
-}
-
 /* ---- pages ---- */
-
-static inline uint16_t
-page_bits (unsigned from, unsigned to)
-{
-  return (uint16_t)(((1u << to) - 1) & ~((1u << from) - 1));
-}
 
 static inline size_t
 page_count (uint16_t bits)
@@ -158,20 +137,11 @@ discard (struct ma_unit *unit, uint16_t pages)
     slots_of_pages (unit, from, to, &first, &end);
     set_free (unit, first, end, 0);
     unit->away |= page_bits (from, to);
+    unit->local->present -= to - from;
     /* Locked memory counts against the lock limit also where no page is present. */
     if (unit->local->is_plain)
       ma_heap_refund (unit->local->arena, (size_t)(to - from) << MA_PAGE_SHIFT);
   }
-}
-
-static int
-is_away (const struct ma_unit *unit, unsigned slot)
-{
-  size_t offset = (size_t)slot * unit->slot;
-  return (unit->away
-          & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
-                       (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
-         != 0;
 }
 
 /* Slots of many pages, which only plain arenas have: what of them is used becomes present by its use. */
@@ -197,6 +167,7 @@ recall (struct ma_unit *unit)
   if (!is_vast (unit))
     os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
   unit->away &= (uint16_t)~pages;
+  unit->local->present += page_count (pages);
   for (; pages >> page; page++)
     if (pages >> page & 1)
       {
@@ -264,6 +235,7 @@ extend (struct ma_local *local, struct ma_unit *unit)
     os_populate (p, size);
   unit->locked |= locked ? page_bits (from, to) : 0;
   unit->opened = (uint8_t)to;
+  local->present += to - from;
   unsigned avail = slots_in (to, unit->slot);
   set_free (unit, unit->avail, avail, 1);
   unit->hint = (uint8_t)(unit->avail / 64);
@@ -273,20 +245,28 @@ extend (struct ma_local *local, struct ma_unit *unit)
 
 /* ---- the check ---- */
 
+static int
+is_object_live (const struct ma_unit *unit, unsigned slot)
+{
+  uint64_t freed = unit->free[slot / 64]
+                   | atomic_load_explicit (&unit->remote[slot / 64], memory_order_acquire);
+  return slot < unit->avail && !(freed & bit_of (slot)) && !is_away (unit, slot);
+}
+
 MA_COLD static _Noreturn void
 crime (const struct ma_unit *unit, const void *p, unsigned slot)
 {
   const char *name = unit->local->arena->name;
   if (slot >= unit->avail)
     ma_fatal_block ("invalid free", p, name);
-  int is_live = unit->sizes[slot] != 0;
+  int is_live = is_object (unit) ? is_object_live (unit, slot) : unit->sizes[slot] != 0;
   if (ma_tagged (p, 0) != unit->base + (size_t)slot * unit->slot)
     ma_fatal_block (is_live ? "interior pointer" : "invalid free", p, name);
   if (!is_live)
     ma_fatal_block ("double free", p, name);
   if (p != pointer_of (unit, slot))
     ma_fatal_block (unit->is_tagged ? "stale pointer" : "invalid free", p, name);
-  if (unit->sizes[slot] - 1 > unit->slot - unit->rest)
+  if (!is_object (unit) && unit->sizes[slot] - 1 > unit->slot - unit->rest)
     ma_fatal_block ("metadata corrupt", p, name);
   ma_fatal_block ("canary overwritten", p, name);
 }
@@ -304,10 +284,18 @@ wiped_by_fork (const struct ma_unit *unit, const char *p, size_t size)
   return 1;
 }
 
-/* The whole chain from an address to a live slot, asserted; the block's size. */
+/* The whole chain from an address to a live slot, asserted; the block's size, which of an object nobody
+ * remembers. */
 static size_t
 live_size (const struct ma_unit *unit, const char *p, unsigned slot)
 {
+  if (is_object (unit))
+    {
+      if (slot >= unit->avail || p != unit->base + (size_t)slot * unit->slot
+          || !is_object_live (unit, slot))
+        crime (unit, p, slot);
+      return unit->slot;
+    }
   unsigned size = slot < unit->avail ? unit->sizes[slot] - 1u : UINT16_MAX;
   if (p != pointer_of (unit, slot) || size > (unsigned)(unit->slot - unit->rest))
     crime (unit, p, slot);
@@ -319,6 +307,8 @@ static size_t
 checked (const struct ma_unit *unit, const char *p, unsigned slot)
 {
   size_t size = live_size (unit, p, slot);
+  if (is_object (unit))
+    return size;
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_unchecked ();
   if (unit->rest != 0 && unlikely (!slot_intact_any (p, size, unit->slot))
@@ -341,7 +331,7 @@ static void
 list (struct ma_local *local, struct ma_unit *unit)
 {
   struct ma_unit **head = &local->partial[unit->class];
-  unit->listed = 1;
+  unit->is_full = 0;
   unit->previous = NULL;
   unit->next = *head;
   if (*head)
@@ -386,6 +376,7 @@ take_heap (struct ma_local *local, size_t n)
       first[i].local = local;
       first[i].state = state;
       first[i].had_remote = 0;
+      first[i].is_block = 1;
     }
   /* Whatever comes to lie behind the heap has an inaccessible page before it. */
   char *last = first[n - 1].base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT);
@@ -432,6 +423,7 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = local->arena;
   size_t charged = charged_pages (unit);
+  local->present -= unit->opened - page_count (unit->away);
   if (!local->is_plain && ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
     unit->state = 0;
   else
@@ -443,6 +435,7 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   unit->away = 0;
   unit->opened = 0;
   unit->avail = 0;
+  unit->is_block = 1;
   put_idle (local, unit);
 }
 
@@ -478,7 +471,9 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
         unit->state |= MA_UNIT_GUARDED;
     }
   unit->class = (uint8_t)class;
-  unit->slot = ma_class_slot[class];
+  unit->slot = ma_class_slot[ma_class_of_slab (class)];
+  unit->is_block = !is_object (unit);
+  unit->is_wide = unit->slot > 128;
   /* For any address of the unit, its guard page included. */
   size_t slots = slots_in (MA_UNIT_PAGES, unit->slot) + 1;
   unit->sizes = ma_region_sizes (unit, slots < MA_SLOTS ? slots : MA_SLOTS);
@@ -492,7 +487,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->is_tagged = (uint8_t)local->is_tagged;
   if (local->is_tagged)
     unit->group = MA_LONG;
-  if (unit->group == MA_LONG)
+  if (unit->group == MA_LONG || is_object (unit))
     {
       unit->least = UINT16_MAX;
       unit->span = 0;
@@ -557,7 +552,7 @@ give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
         }
       if (is_current)
         local->current[unit->class] = &ma_no_slab;
-      else if (unit->listed)
+      else if (!unit->is_full)
         unlist (local, unit);
       close_slab (local, unit);
     }
@@ -615,27 +610,59 @@ ma_dense_trim (struct ma_local *local)
   give_heaps (local);
 }
 
-/* Called when the live bytes have fallen to half of what they were when memory was last opened or
- * given back: the work is in proportion to what was freed, and what stays is small when all is. */
+void
+ma_dense_begin (struct ma_local *local)
+{
+  const malloc_arena *arena = local->arena;
+  size_t bytes = arena->is_secure ? os_lock_limit () / WARM_SHARE : 0;
+  if (arena->limit != 0 && bytes > arena->limit / WARM_SHARE / 4)
+    bytes = arena->limit / WARM_SHARE / 4;
+  local->warm_most = bytes >> MA_PAGE_SHIFT;
+  for (unsigned class = 0; class < MA_SLAB_CLASSES; class++)
+    local->current[class] = &ma_no_slab;
+}
+
+/* Threads must not find what may be locked spent on what others do not use. */
+static size_t
+warm_pages (const struct ma_local *local)
+{
+  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
+  size_t most = WARM_PAGES_ALL / (locals | (locals == 0));
+  if (most > local->warm_most)
+    most = local->warm_most;
+  return most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
+         : most > WARM_PAGES_MOST ? WARM_PAGES_MOST
+                                  : most;
+}
+
+/* Memory is looked for when the live bytes have fallen to half of what they were when it was last
+ * opened or given back: the work is in proportion to what was freed, and what stays is small when all
+ * is. While there are no more pages than may stay warm, never. */
+static size_t
+low_water (const struct ma_local *local)
+{
+  return local->present > 2 * warm_pages (local) ? (local->live_bytes + 1) / 2 : 0;
+}
+
 static void
 trim (struct ma_local *local)
 {
-  give_empty (local, WARM_PAGES, NULL);
+  give_empty (local, warm_pages (local), NULL);
   if (local->is_plain)
     {
       /* Hardly anything is left of the work. After much of it, what would wait for its next use is
        * little against what it takes to begin anew. */
-      if (local->live_bytes < WARM_PAGES * MA_PAGE)
+      if (local->live_bytes < WARM_PAGES_LEAST * MA_PAGE)
         {
           ma_large_flush (local);
-          if (local->given_pages > 32 * WARM_PAGES)
+          if (local->given_pages > 32 * WARM_PAGES_LEAST)
             give_empty (local, 0, NULL);
           if (local->live_bytes == 0)
             local->given_pages = 0;
         }
       give_heaps (local);
     }
-  local->low_water = (local->live_bytes + 1) / 2;
+  local->low_water = low_water (local);
 }
 
 /* ---- alloc ---- */
@@ -691,7 +718,7 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
           return *refused ? NULL : unit;
         }
       struct ma_unit *other = local->partial[class];
-      unit->listed = 0;
+      unit->is_full = 1;
       if (other == NULL)
         break;
       unlist (local, other);
@@ -701,15 +728,14 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
   unit = open_slab (local, class, refused);
   if (unit)
     {
-      unit->listed = 1;
+      unit->is_full = 0;
       local->current[class] = unit;
     }
   return unit;
 }
 
-/* The class's current slab has a free slot in the word of its hint afterwards, or NULL and ENOMEM. */
-MA_COLD static struct ma_unit *
-refill (struct ma_local *local, unsigned class)
+MA_COLD struct ma_unit *
+ma_dense_refill (struct ma_local *local, unsigned class)
 {
   int saved = errno;
   int refused;
@@ -718,7 +744,7 @@ refill (struct ma_local *local, unsigned class)
   if (unit == NULL && ma_local_reclaim (local))
     unit = next_slab (local, class, &refused);
   if (local->low_water < local->live_bytes / 2)
-    local->low_water = local->live_bytes / 2;
+    local->low_water = low_water (local);
   pthread_mutex_unlock (&local->lock);
   errno = unit != NULL ? saved : ENOMEM;
   return unit;
@@ -736,7 +762,7 @@ take_any (struct ma_local *local, char *p, size_t size, size_t slot)
 MA_COLD static void *
 alloc_slow (struct ma_local *local, unsigned class, size_t size)
 {
-  struct ma_unit *unit = refill (local, class);
+  struct ma_unit *unit = ma_dense_refill (local, class);
   if (unit == NULL)
     return NULL;
   return take_any (local, unit->base + pop (local, unit, size) * (size_t)unit->slot, size,
@@ -748,7 +774,7 @@ ma_dense_plain (struct ma_local *local, size_t size)
 {
   unsigned class = ma_class_table[(size + 15) / 16];
   struct ma_unit *unit = local->current[class];
-  if (unlikely (unit->free[unit->hint] == 0) && (unit = refill (local, class)) == NULL)
+  if (unlikely (unit->free[unit->hint] == 0) && (unit = ma_dense_refill (local, class)) == NULL)
     return NULL;
   return unit->base + pop (local, unit, size) * (size_t)unit->slot;
 }
@@ -777,7 +803,7 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   if (class == MA_CLASSES)
     return NULL;
   struct ma_unit *unit = local->current[class];
-  if (unit->free[unit->hint] == 0 && (unit = refill (local, class)) == NULL)
+  if (unit->free[unit->hint] == 0 && (unit = ma_dense_refill (local, class)) == NULL)
     return NULL;
   char *p = unit->base + pop (local, unit, size) * (size_t)unit->slot;
   if (local->is_verified && !ma_is_zero (p, unit->slot))
@@ -803,13 +829,12 @@ ma_dense_tag (void *p, size_t size)
 
 /* ---- free ---- */
 
-/* Lists a slab that was full, looks for memory to give back. */
-MA_COLD static void
-tidy (struct ma_local *local, struct ma_unit *unit)
+MA_COLD void
+ma_dense_tidy (struct ma_local *local, struct ma_unit *unit)
 {
   int saved = errno;
   pthread_mutex_lock (&local->lock);
-  if (!unit->listed)
+  if (unit->is_full)
     list (local, unit);
   if (local->live_bytes < local->low_water)
     {
@@ -870,8 +895,8 @@ push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
   local->live_bytes = live;
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
-  if (unlikely (!unit->listed | (live < local->low_water)))
-    tidy (local, unit);
+  if (unlikely (unit->is_full | (live < local->low_water)))
+    ma_dense_tidy (local, unit);
 }
 
 /* From the first step on, who still has the pointer faults. */
@@ -887,7 +912,7 @@ free_tagged (struct ma_unit *unit, char *p, unsigned slot)
   push (unit, slot, size, p);
 }
 
-/* Long slots, long canaries, tags, damage: all but the usual. */
+/* Objects, long slots, long canaries, tags, damage: all but the usual. */
 static __attribute__ ((noinline)) void
 free_other (struct ma_unit *unit, char *p)
 {
@@ -898,7 +923,7 @@ free_other (struct ma_unit *unit, char *p)
       return;
     }
   size_t size = checked (unit, p, slot);
-  if (unit->rest != 0)
+  if (!unit->local->is_plain)
     ma_wipe_inline (p, unit->slot);
   push (unit, slot, size, p);
 }
@@ -1021,7 +1046,7 @@ ma_dense_collect (struct ma_local *local)
       /* A queued slab may have been emptied by an earlier collection, and closed. */
       if (freed_any)
         unit->had_remote = 1;
-      if (freed_any && !unit->listed)
+      if (freed_any && unit->is_full)
         list (local, unit);
       unit = next;
     }
@@ -1038,12 +1063,14 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
       || atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self)
     return 0;
   /* What the block leaves, or the old canary, which must not be read as the longer block's data. */
-  size_t kept = size < before ? size : before;
+  size_t kept = is_object (unit) || size < before ? size : before;
   char *bare = ma_tagged (p, 0);
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_memory (bare, before);
   if (!local->is_plain)
     ma_wipe_inline (bare + kept, unit->slot - kept);
+  if (is_object (unit))
+    return 1;
   local->live_bytes += size - before;
   if (local->live_bytes > local->peak_bytes)
     local->peak_bytes = local->live_bytes;
@@ -1092,7 +1119,7 @@ ma_dense_classes (struct ma_local *local, struct malloc_arena_class classes[MA_C
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {
-      struct malloc_arena_class *class = &classes[unit->class];
+      struct malloc_arena_class *class = &classes[ma_class_of_slab (unit->class)];
       class->mapped_bytes += charged_pages (unit) << MA_PAGE_SHIFT;
       for (unsigned at = 0; at * 64 < unit->avail; at++)
         {
@@ -1100,7 +1127,9 @@ ma_dense_classes (struct ma_local *local, struct malloc_arena_class classes[MA_C
           for (uint64_t used = used_slots (unit, at, &remote); used; used &= used - 1)
             {
               unsigned slot = at * 64 + (unsigned)__builtin_ctzl (used);
-              unsigned stored = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED);
+              unsigned stored = is_object (unit)
+                                    ? (is_away (unit, slot) ? 0 : unit->slot + 1u)
+                                    : __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED);
               /* On a page that is away, or just being freed. */
               if (stored == 0)
                 continue;

@@ -12,6 +12,9 @@
 
 extern MA_HIDDEN struct ma_unit ma_no_slab; /* no free slot, ever */
 
+/* What is dense in a local arena that is all zero but for its arena. */
+void ma_dense_begin (struct ma_local *local);
+
 /* A block of SIZE <= MA_DENSE_MOST bytes, all zero in a secure arena; NULL with ENOMEM. By the
  * owner. */
 void *ma_dense_alloc (struct ma_local *local, size_t size);
@@ -22,6 +25,12 @@ void *ma_dense_tag (void *p, size_t size);
 /* The same at a multiple of ALIGN, a power of two. NULL and errno untouched where no slot can be so
  * aligned: a large block can. */
 void *ma_dense_aligned (struct ma_local *local, size_t size, size_t align);
+
+/* For a fast path that takes and gives back slots by itself. Makes the class's current slab one that has
+ * a free slot in the word of its hint; NULL with ENOMEM. */
+struct ma_unit *ma_dense_refill (struct ma_local *local, unsigned class);
+/* Lists a slab that was full, looks for memory to give back. */
+void ma_dense_tidy (struct ma_local *local, struct ma_unit *unit);
 
 /* Checks that P is a live block of UNIT and intact, or aborts; returns its size. */
 size_t ma_dense_check (struct ma_unit *unit, const void *p);

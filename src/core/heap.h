@@ -57,7 +57,8 @@ struct malloc_arena
   _Atomic size_t large_peak;
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */
-  struct ma_unit *larges;  /* all large ranges, live or warm */
+  _Atomic unsigned local_count;
+  struct ma_unit *larges; /* all large ranges, live or warm */
 };
 
 struct ma_local
@@ -66,6 +67,7 @@ struct ma_local
   malloc_arena *arena;
   size_t threshold; /* of its arena; 0 in a plain or tagged one, */
   size_t plain;     /* of which the first has it here: the way of the others is not longer for it */
+  size_t object_threshold; /* objects from this size up are blocks like any other */
   int is_plain;
   int is_tagged;
   int is_wiped;
@@ -73,9 +75,11 @@ struct ma_local
   size_t live_bytes;
   size_t peak_bytes;
   size_t given_pages; /* since nothing lived last */
+  size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */
+  size_t present;     /* pages of slabs that are not given back */
   size_t low_water;   /* fewer live bytes lead to a look for pages that nobody uses */
-  struct ma_unit *current[MA_CLASSES]; /* ma_no_slab where there is none */
-  struct ma_unit *partial[MA_CLASSES]; /* others with room */
+  struct ma_unit *current[MA_SLAB_CLASSES]; /* ma_no_slab where there is none */
+  struct ma_unit *partial[MA_SLAB_CLASSES]; /* others with room */
   /* Units: in use they are found through the heaps; idle ones are listed. */
   struct ma_unit *idle;
   struct ma_unit *heaps;

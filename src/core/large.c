@@ -66,9 +66,15 @@ canary_byte (const char *at)
   return (unsigned char)(ma_sealed.canary >> ((uintptr_t)at & 7) * 8);
 }
 
+typedef uint64_t ma_aligned_word __attribute__ ((may_alias));
+
 static void
 fill (char *from, const char *to)
 {
+  for (; from < to && (uintptr_t)from & 7; from++)
+    *(unsigned char *)from = canary_byte (from);
+  for (; to - from >= 8; from += 8)
+    *(ma_aligned_word *)from = ma_sealed.canary;
   for (; from < to; from++)
     *(unsigned char *)from = canary_byte (from);
 }
@@ -76,7 +82,11 @@ fill (char *from, const char *to)
 static int
 is_filled (const char *from, const char *to)
 {
-  unsigned damage = 0;
+  uint64_t damage = 0;
+  for (; from < to && (uintptr_t)from & 7; from++)
+    damage |= *(const unsigned char *)from ^ canary_byte (from);
+  for (; to - from >= 8; from += 8)
+    damage |= *(const ma_aligned_word *)from ^ ma_sealed.canary;
   for (; from < to; from++)
     damage |= *(const unsigned char *)from ^ canary_byte (from);
   return damage == 0;

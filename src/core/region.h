@@ -79,18 +79,27 @@ struct ma_unit
   uint8_t class;
   uint8_t group;      /* of slots, see slot.h */
   uint8_t hint;       /* word of FREE to look at first */
-  uint8_t listed;     /* in its class's list, or current: not full */
   uint8_t state;      /* MA_UNIT_OPEN, ... */
   uint8_t opened;     /* pages, from the first */
-  uint16_t away;      /* bit by page: given back to the kernel, with all its slots */
   uint16_t locked;    /* bit by page */
   uint8_t stroke[3];  /* of slot.h, for small slots */
   uint8_t rest;       /* least canary bytes after a block */
   uint8_t is_tagged;  /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
   uint8_t had_remote; /* another thread freed in it since the heap was taken */
-  _Atomic uint8_t queued; /* in its local arena's queue of remote frees */
-  _Atomic uint8_t large;  /* enum ma_large_state */
-  struct ma_unit *next;   /* class list, warm list */
+  union
+  {
+    struct
+    {
+      uint16_t away;          /* bit by page: given back to the kernel, with all its slots */
+      _Atomic uint8_t queued; /* in its local arena's queue of remote frees */
+      uint8_t is_full;        /* neither in its class's list nor current */
+      uint8_t is_wide;        /* slots of more than 128 bytes */
+      uint8_t is_block;       /* anything but a slab of objects */
+    };
+    uint64_t is_special; /* any of these: not for the fast path of objects */
+  };
+  _Atomic uint8_t large; /* enum ma_large_state */
+  struct ma_unit *next;  /* class list, warm list */
   struct ma_unit *previous;
   struct ma_unit *queue_next;
   struct ma_unit *heap_next; /* first units of a local arena's heaps; large blocks of an arena */
@@ -115,7 +124,7 @@ struct ma_unit
   };
   _Atomic uint64_t
       remote[MA_WORDS]; /* bit by slot: freed by another thread, wiped, not yet in FREE */
-};
+} __attribute__ ((aligned (128)));
 
 /* Written once, under the lock, then read-only memory. ma_region is its first member. */
 struct ma_sealed

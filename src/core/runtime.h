@@ -52,6 +52,17 @@ MA_EXPORT void *ma_resize (void *p, size_t size);
 MA_EXPORT void ma_release (void *p);
 MA_EXPORT size_t ma_usable (const void *p);
 
+/* The same for the objects of a language runtime, which come and go by the million: without a canary
+ * behind them, and without a look at whether a slot is still zero when it is given out. All else
+ * holds. A failure is remembered for the thread. calloc's overflow is one. */
+MA_EXPORT void *ma_object_alloc (struct ma_local *local, size_t size);
+MA_EXPORT void *ma_object_zalloc (struct ma_local *local, size_t count, size_t size);
+MA_EXPORT void *ma_object_resize (void *p, size_t size);
+MA_EXPORT void ma_object_free (void *p);
+/* The arena that refused an object of this thread last, NULL if none since it was forgotten. */
+MA_EXPORT malloc_arena *ma_object_refused (void);
+MA_EXPORT void ma_object_forget_refused (void);
+
 /* The calling thread's part of ARENA, made at first use; NULL with ENOMEM. */
 MA_EXPORT struct ma_local *ma_local_of (malloc_arena *arena);
 

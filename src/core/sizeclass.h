@@ -16,8 +16,11 @@
 enum
 {
   MA_CLASSES = 51,
+  MA_OBJECT_CLASSES = 20, /* the first, once more, for slabs of objects */
+  MA_SLAB_CLASSES = MA_CLASSES + MA_OBJECT_CLASSES,
   MA_SLOT_LEAST = 32,
   MA_SLOT_MOST = 16384,
+  MA_OBJECT_MOST = 512,                     /* largest object */
   MA_CANARY = 8,                            /* least bytes after a block */
   MA_DENSE_MOST = MA_SLOT_MOST - MA_CANARY, /* largest block in a slot */
   MA_DENSE_SECURE = 2048 - MA_CANARY, /* the same of a secure arena, unless it is told otherwise */
@@ -55,6 +58,20 @@ static inline unsigned
 ma_class_of (size_t size)
 {
   return ma_class_table[(size + MA_CANARY + 15) / 16];
+}
+
+/* The class of slabs for objects of SIZE <= MA_OBJECT_MOST, which have no canary. */
+static inline unsigned
+ma_class_of_object (size_t size)
+{
+  return MA_CLASSES + ma_class_table[(size + 15) / 16];
+}
+
+/* The class of slots with that size, whatever they are for. */
+static inline unsigned
+ma_class_of_slab (unsigned class)
+{
+  return class < MA_CLASSES ? class : class - MA_CLASSES;
 }
 
 #endif

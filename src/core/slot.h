@@ -18,7 +18,54 @@
 #include <stdint.h>
 
 #include "region.h"
+#include "sizeclass.h"
 #include "wipe.h"
+
+static inline unsigned
+slot_of (const struct ma_unit *unit, const void *p)
+{
+  uint64_t offset = ((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base;
+  return (unsigned)(offset * unit->inverse >> 32);
+}
+
+/* Whether P is the first byte of a slot; PRODUCT: its offset times the inverse. */
+static inline int
+is_start (const struct ma_unit *unit, uint64_t product, const char *p)
+{
+  /* What is left below the point is less than one step for those; in a slab of larger pages the error
+   * of the inverse adds up to more than that. */
+  return MA_PAGE_MOST == 4096 ? (uint32_t)product < unit->inverse
+                              : p == unit->base + (product >> 32) * unit->slot;
+}
+
+static inline uint64_t
+bit_of (size_t slot)
+{
+  return (uint64_t)1 << (slot & 63);
+}
+
+static inline uint16_t
+page_bits (unsigned from, unsigned to)
+{
+  return (uint16_t)(((1u << to) - 1) & ~((1u << from) - 1));
+}
+
+/* Whether a page that the slot touches is given back: it is free then. */
+static inline int
+is_away (const struct ma_unit *unit, unsigned slot)
+{
+  size_t offset = (size_t)slot * unit->slot;
+  return (unit->away
+          & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
+                       (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
+         != 0;
+}
+
+static inline int
+is_object (const struct ma_unit *unit)
+{
+  return unit->class >= MA_CLASSES;
+}
 
 enum ma_group
 {
@@ -165,6 +212,21 @@ slot_intact_shape (const char *p, size_t size, size_t slot, int words)
     }
   damage |= *(const ma_word *)(p + slot - 8) ^ c;
   return damage == 0;
+}
+
+/* An object's slot, up to 512 bytes, is wiped by this many vectors from each end: 1 up to 64, 2 up to
+ * 128, 4, 8. */
+MA_INLINE void
+slot_wipe_strokes (char *p, size_t slot, int strokes)
+{
+#pragma GCC unroll 8
+  for (int i = 0; i < strokes; i++)
+    {
+      AT (p, 32 * (size_t)i) = (ma_v32){ 0, 0, 0, 0 };
+      AT (p, slot - 32 * (size_t)(strokes - i)) = (ma_v32){ 0, 0, 0, 0 };
+    }
+  /* No dead stores; what is known of the unit stays in registers. */
+  __asm__ volatile ("" : : "m"(*(char (*)[])p));
 }
 
 static inline unsigned char

@@ -110,7 +110,7 @@ enter (malloc_arena *handle)
   was_secure |= ma_kind_of (handle) != HEAP_DEFAULT;
   if (!is_outermost)
     return 0;
-  pyhooks_clear_refused ();
+  ma_object_forget_refused ();
   enum pyhooks_probe probe = pyhooks_probe ();
   if (likely (probe == PYHOOKS_HOLD))
     return 0;
@@ -143,10 +143,10 @@ leave (malloc_arena *handle)
 static void
 explain (malloc_arena *handle, PyObject *error)
 {
-  malloc_arena *by = pyhooks_refused ();
+  malloc_arena *by = ma_object_refused ();
   if (by == NULL || by != handle || Py_TYPE (error) != (PyTypeObject *)PyExc_MemoryError)
     return;
-  pyhooks_clear_refused ();
+  ma_object_forget_refused ();
   /* Outside, as the arena has nothing left for it. */
   malloc_arena_enter (NULL);
   PyObject *args = PyObject_GetAttrString (error, "args");

@@ -42,44 +42,6 @@ static struct
 /* With MALLOC_ARENA_OPTIONS=active=..., where allocations of no active arena go. */
 static malloc_arena *standing_arena;
 
-static __thread malloc_arena *refused_by;
-
-static __attribute__ ((cold, noinline)) void *
-refused (struct ma_local *local)
-{
-  malloc_arena *active = ma_active_arena ();
-  refused_by = local == ma_active ? active : standing_arena;
-  return NULL;
-}
-
-/* Out of line, so that the way past them needs no stack frame. */
-static __attribute__ ((noinline)) void *
-alloc_in (struct ma_local *local, size_t size)
-{
-  void *p = ma_alloc (local, size);
-  return likely (p != NULL) ? p : refused (local);
-}
-
-static __attribute__ ((noinline)) void *
-zalloc_in (struct ma_local *local, size_t count, size_t size)
-{
-  size_t bytes;
-  if (__builtin_mul_overflow (count, size, &bytes))
-    return NULL;
-  void *p = ma_zalloc (local, bytes);
-  return likely (p != NULL) ? p : refused (local);
-}
-
-static __attribute__ ((noinline)) void *
-resize_in (void *p, size_t size)
-{
-  /* Size 0 makes a block of its own here, while C's realloc frees. */
-  void *q = ma_resize (p, size != 0 ? size : 1);
-  if (unlikely (q == NULL))
-    refused_by = malloc_arena_of (p);
-  return q;
-}
-
 /* A block from outside is resized while LOCAL is active: it moves in, and what it leaves is wiped.
  * A failure leaves the caller's block whole, so the arena is asked before the original allocator
  * may move or free anything. */
@@ -95,9 +57,9 @@ move_in (int domain, struct ma_local *local, void *p, size_t size)
     {
     case LIBC:
       {
-        in = ma_alloc (local, size);
+        in = ma_object_alloc (local, size);
         if (in == NULL)
-          return refused (local);
+          return NULL;
         size_t usable = malloc_usable_size (p);
         memcpy (in, p, usable < size ? usable : size);
         ma_wipe (p, usable);
@@ -112,17 +74,17 @@ move_in (int domain, struct ma_local *local, void *p, size_t size)
        * large block, or one that becomes large, comes back through RAW's hook and is in already. */
       if (size <= PYMALLOC_MOST)
         {
-          in = ma_alloc (local, size);
+          in = ma_object_alloc (local, size);
           if (in == NULL)
-            return refused (local);
+            return NULL;
         }
       out = original->realloc (original->ctx, p, size);
       break;
 
     default:
-      in = ma_alloc (local, size);
+      in = ma_object_alloc (local, size);
       if (in == NULL)
-        return refused (local);
+        return NULL;
       /* With no arena active, also for RAW's hook below: a layer that puts a header in front of
        * what it got from there would hand out an interior pointer of an arena block. */
       malloc_arena_enter (NULL);
@@ -133,7 +95,7 @@ move_in (int domain, struct ma_local *local, void *p, size_t size)
   if (out == NULL || in == NULL || ma_owns (out))
     {
       if (in != NULL)
-        ma_release (in);
+        ma_object_free (in);
       return out;
     }
   memcpy (in, out, size);
@@ -146,7 +108,7 @@ static inline void *
 hook_malloc (int domain, struct ma_local *local, void *ctx, size_t size)
 {
   if (unlikely (local != NULL))
-    return alloc_in (local, size);
+    return ma_object_alloc (local, size);
   return hooked[domain].original.malloc (ctx, size);
 }
 
@@ -154,7 +116,7 @@ static inline void *
 hook_calloc (int domain, struct ma_local *local, void *ctx, size_t count, size_t size)
 {
   if (unlikely (local != NULL))
-    return zalloc_in (local, count, size);
+    return ma_object_zalloc (local, count, size);
   return hooked[domain].original.calloc (ctx, count, size);
 }
 
@@ -162,9 +124,9 @@ static inline void *
 hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t size)
 {
   if (ma_owns (p))
-    return resize_in (p, size);
+    return ma_object_resize (p, size != 0 ? size : 1); /* C's realloc would free */
   if (unlikely (local != NULL))
-    return p == NULL ? alloc_in (local, size) : move_in (domain, local, p, size);
+    return p == NULL ? ma_object_alloc (local, size) : move_in (domain, local, p, size);
   return hooked[domain].original.realloc (ctx, p, size);
 }
 
@@ -172,7 +134,7 @@ static inline void
 hook_free (int domain, void *ctx, void *p)
 {
   if (ma_owns (p))
-    ma_release (p);
+    ma_object_free (p);
   else
     hooked[domain].original.free (ctx, p);
 }
@@ -349,18 +311,6 @@ pyhooks_probe (void)
   return held ? PYHOOKS_HOLD : is_refused ? PYHOOKS_REFUSED : PYHOOKS_LOST;
 }
 
-malloc_arena *
-pyhooks_refused (void)
-{
-  return refused_by;
-}
-
-void
-pyhooks_clear_refused (void)
-{
-  refused_by = NULL;
-}
-
 /* ---- numpy ---- */
 
 /* As numpy/ndarraytypes.h declares it since 1.22. */
@@ -381,7 +331,7 @@ static void *
 numpy_malloc (void *ctx, size_t size)
 {
   if (unlikely (ma_active != NULL))
-    return alloc_in (ma_active, size);
+    return ma_object_alloc (ma_active, size);
   return numpy_original.malloc (ctx, size);
 }
 
@@ -389,7 +339,7 @@ static void *
 numpy_calloc (void *ctx, size_t count, size_t size)
 {
   if (unlikely (ma_active != NULL))
-    return zalloc_in (ma_active, count, size);
+    return ma_object_zalloc (ma_active, count, size);
   return numpy_original.calloc (ctx, count, size);
 }
 
@@ -397,17 +347,17 @@ static void *
 numpy_realloc (void *ctx, void *p, size_t size)
 {
   if (ma_owns (p))
-    return resize_in (p, size);
+    return ma_object_resize (p, size != 0 ? size : 1);
   if (likely (ma_active == NULL))
     return numpy_original.realloc (ctx, p, size);
-  void *in = alloc_in (ma_active, size);
+  void *in = ma_object_alloc (ma_active, size);
   if (in == NULL || p == NULL)
     return in;
   /* numpy 2 asks CPython's RAW domain, whose hook moves the block in; before, it asked malloc. */
   void *out = numpy_original.realloc (ctx, p, size);
   if (out == NULL || ma_owns (out))
     {
-      ma_release (in);
+      ma_object_free (in);
       return out;
     }
   memcpy (in, out, size);
@@ -420,7 +370,7 @@ static void
 numpy_free (void *ctx, void *p, size_t size)
 {
   if (ma_owns (p))
-    ma_release (p);
+    ma_object_free (p);
   else
     numpy_original.free (ctx, p, size);
 }
