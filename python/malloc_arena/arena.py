@@ -100,15 +100,11 @@ class Arena(_core.Arena):
     @property
     def receipt(self) -> Receipt:
         """What protection was really obtained."""
-        from .receipt import make_receipt
-
-        return make_receipt(self.kind, *self._receipt())
+        return _core._outside(_read_receipt, self)
 
     def stats(self) -> Stats:
         """What the arena holds now."""
-        from .receipt import make_stats
-
-        return make_stats(*self._stats())
+        return _core._outside(_read_stats, self)
 
     def escapes(self) -> list[Escape]:
         """The objects that are alive in the arena, the largest first, each with the traceback of
@@ -116,7 +112,19 @@ class Arena(_core.Arena):
         return _core._outside(_escapes, self)
 
 
-# Whatever these import must not stay in the arena.
+# Whatever these import, and what they count with, must not stay in the arena.
+
+
+def _read_receipt(arena: Arena) -> Receipt:
+    from .receipt import make_receipt
+
+    return make_receipt(arena.kind, *arena._receipt())
+
+
+def _read_stats(arena: Arena) -> Stats:
+    from .receipt import make_stats
+
+    return make_stats(*arena._stats())
 
 
 def _sweep() -> None:
@@ -201,7 +209,7 @@ class _Iterate(AnyGenerator):
 
 
 class _Run(AnyCoroutine):
-    __slots__ = ("__name__", "__qualname__", "_arena", "_inner")
+    __slots__ = ("__name__", "__qualname__", "_arena", "_call", "_inner", "_next", "_send")
 
     def __init__(self, arena: Arena, awaitable: Any) -> None:
         self._arena = arena
@@ -209,6 +217,10 @@ class _Run(AnyCoroutine):
             with arena:
                 awaitable = awaitable.__await__()
         self._inner = awaitable
+        # An event loop takes very many steps: each is one call.
+        self._call = arena.call
+        self._next = awaitable.__next__ if hasattr(awaitable, "__next__") else None
+        self._send = awaitable.send if hasattr(awaitable, "send") else None
         self.__name__ = getattr(awaitable, "__name__", type(awaitable).__name__)
         self.__qualname__ = getattr(awaitable, "__qualname__", self.__name__)
 
@@ -219,13 +231,16 @@ class _Run(AnyCoroutine):
         return self
 
     def __next__(self) -> Any:
-        return self.send(None)
+        if self._send is not None:
+            return self._call(self._send, None)
+        return self._call(self._next)  # type: ignore[arg-type]
 
     def send(self, value: Any) -> Any:
-        with self._arena:
-            if value is None and not hasattr(self._inner, "send"):
-                return next(self._inner)
-            return self._inner.send(value)
+        if self._send is not None:
+            return self._call(self._send, value)
+        if value is None:
+            return self._call(self._next)  # type: ignore[arg-type]
+        return self._call(self._inner.send, value)
 
     def throw(self, *error: Any) -> Any:
         if not hasattr(self._inner, "throw"):

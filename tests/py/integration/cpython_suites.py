@@ -109,9 +109,7 @@ def modules(python: str, suites: Sequence[Sequence[str]]) -> list[str]:
 def library(python: str) -> str:
     script = "from malloc_arena.cli.config import library; print(library())"
     command = [python, "-c", script]
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def run(python: str, module: str, mode: str, only: Sequence[str] = ()) -> Outcome:
@@ -203,9 +201,7 @@ def compare(python: str, module: str, modes: Sequence[str] = MODES[1:], tries: i
 
 def version(python: str) -> str:
     command = [python, "-c", "import platform; print(platform.python_version())"]
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
