@@ -1,8 +1,8 @@
 """A web service that holds a key: python service.py asyncio|prefork plain|scope.
 
-It reads its key from standard input, prints {"port", "pids", "region"} and signs what is posted to it,
-each request in a scope of its own or in none. GET /stats tells what lives in the arena, POST /forget
-drops the key.
+It reads its key from standard input, prints {"port", "pids", "region"} and signs what is posted to
+it, each request in a scope of its own or in none. GET /stats tells what lives in the arena, POST
+/forget drops the key.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """A web service under load that holds a key, each request in a scope, against the same without.
 
-    python benchmarks/python/soak.py                       # 10,000 requests to each of four services
+    python benchmarks/python/soak.py                  # 10,000 requests to each of four services
     python benchmarks/python/soak.py --requests 2000 --kind asyncio --json result.json
 
-Two services run side by side, and batches of requests go to one and the other in turn. Throughput is
-requests per second of the services' CPU time, and by the clock; a ratio is taken within a round, a
-figure is the median. At the end another process searches them for the key: held, it must lie in the
-arena alone; forgotten, nowhere. Blocks that live in the arena must not have become more.
+Two services run side by side, and batches of requests go to one and the other in turn. Throughput
+is requests per second of the services' CPU time, and by the clock; a ratio is taken within a round,
+a figure is the median. At the end another process searches them for the key: held, it must lie in
+the arena alone; forgotten, nowhere. Blocks that live in the arena must not have become more.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"| {each['kind']} | {each['requests']} | {each['microseconds']:.0f} | "
             f"{each['throughput']:.3f} | {each['throughput_by_clock']:.3f} | {each['growth']} of "
-            f"{each['live_blocks']} | {each['held_inside']} inside, {each['held_outside']} outside; "
-            f"forgotten: {each['forgotten']} anywhere |"
+            f"{each['live_blocks']} | {each['held_inside']} inside, {each['held_outside']} outside"
+            f"; forgotten: {each['forgotten']} anywhere |"
         )
         met &= each["throughput"] >= LEAST and each["growth"] <= 8
         met &= each["held_outside"] == each["forgotten"] == 0

@@ -88,7 +88,7 @@ class Outcome:
     output: str = ""
 
     def summary(self) -> str:
-        count = {kind: 0 for kind in ("ok", "skipped", "failed", "ended")}
+        count = dict.fromkeys(("ok", "skipped", "failed", "ended"), 0)
         for outcome in self.tests.values():
             count[outcome] += 1
         return ", ".join(f"{n} {kind}" for kind, n in count.items() if n)

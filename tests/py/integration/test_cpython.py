@@ -1,5 +1,5 @@
-"""CPython's own tests, with everything that the interpreter allocates in an arena: the quick part of
-the list of cpython_suites.py, which runs all of it."""
+"""CPython's own tests, with everything that the interpreter allocates in an arena: the quick part
+of the list of cpython_suites.py, which runs all of it."""
 
 from __future__ import annotations
 
