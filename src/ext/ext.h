@@ -78,8 +78,5 @@ enum pyhooks_probe
   PYHOOKS_REFUSED /* the arena gives no more memory */
 };
 enum pyhooks_probe pyhooks_probe (void);
-/* The arena that refused the calling thread an allocation last; NULL: none since the last clear. */
-malloc_arena *pyhooks_refused (void);
-void pyhooks_clear_refused (void);
 
 #endif

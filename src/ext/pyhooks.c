@@ -184,10 +184,31 @@ static const PyMemAllocatorDomain domains[DOMAINS]
  * less. NULL also where another layer than CPython's own is in place. */
 extern const char *_PyMem_GetCurrentAllocatorName (void) __attribute__ ((weak));
 
+static const char *
+allocator_name (void)
+{
+  return _PyMem_GetCurrentAllocatorName != NULL ? _PyMem_GetCurrentAllocatorName () : NULL;
+}
+
+/* With option active and the library preloaded, what lies under CPython's allocators is in the arena
+ * already, and a debugging one hands out addresses inside such blocks: they tell of nobody whether
+ * they are an arena's own or the debugging allocator's. */
+static int
+is_debug_on_arena (void)
+{
+  const char *name = allocator_name ();
+  if (ma_default_arena () == NULL || name == NULL || strstr (name, "debug") == NULL)
+    return 0;
+  void *raw = PyMem_RawMalloc (1);
+  int is_inside = ma_owns (raw);
+  PyMem_RawFree (raw);
+  return is_inside;
+}
+
 static void
 install (void)
 {
-  const char *name = _PyMem_GetCurrentAllocatorName ? _PyMem_GetCurrentAllocatorName () : NULL;
+  const char *name = allocator_name ();
   int is_libc = name != NULL && strcmp (name, "malloc") == 0;
   int is_pymalloc = name != NULL && strcmp (name, "pymalloc") == 0;
   standing_arena = ma_default_arena ();
@@ -264,6 +285,14 @@ pyhooks_install (void)
   static _Atomic int state = ABSENT;
   if (!HAS_HOOKS || likely (atomic_load_explicit (&state, memory_order_acquire) == INSTALLED))
     return 0;
+  if (is_debug_on_arena ())
+    {
+      core_error ("ArenaError",
+                  "CPython's debugging allocator (PYTHONMALLOC=debug, -X dev) lies on "
+                  "a malloc that option active has placed in an arena: start without "
+                  "one of the two");
+      return -1;
+    }
   struct tracer tracer;
   int found = find_tracer (&tracer);
   int ok = found != -1;

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import MAKE, SECRET, Child, mappings
+from malloc_arena.cli.config import library
 
 
 def test_the_scan_finds_what_is_there(child: Callable[..., Child]) -> None:
@@ -234,6 +238,42 @@ def test_development_mode(child: Callable[..., Child]) -> None:
         "with get(HEAP_SECURE): kept = json.loads(json.dumps(list(range(1000))))", "-X", "dev"
     )
     process.ends()
+
+
+@pytest.mark.parametrize("allocator", ["debug", "malloc_debug"])
+def test_debugging_allocator_under_preload(allocator: str, child: Callable[..., Child]) -> None:
+    """In the scope blocks are the arena's own, elsewhere the debugging allocator's."""
+    work = """
+vault = get(HEAP_SECURE)
+grown = bytearray(100)
+with vault:
+    kept = json.loads(json.dumps(list(range(1000))))
+    grown += bytes(100_000)
+    assert vault.owns(id(kept))
+for _ in range(1000):
+    grown += b"more"
+assert not vault.owns(id(bytes(100)))
+"""
+    child(work, LD_PRELOAD=str(library()), PYTHONMALLOC=allocator).ends()
+
+
+@pytest.mark.parametrize("allocator", ["debug", "malloc_debug"])
+def test_debugging_allocator_on_an_arena(allocator: str) -> None:
+    """Its blocks lie in arena blocks, at other addresses: that cannot be, and is said."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import malloc_arena"],
+        env=os.environ
+        | {
+            "LD_PRELOAD": str(library()),
+            "MALLOC_ARENA_OPTIONS": "active=secure",
+            "PYTHONMALLOC": allocator,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done
+    assert "ArenaError: CPython's debugging allocator" in done.stderr, done
+    assert "start without one of the two" in done.stderr
 
 
 TRACED = """
