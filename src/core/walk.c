@@ -211,7 +211,7 @@ const struct ma_layout ma_layout = {
   .unit_block = AT (struct ma_unit, block),
   .unit_block_size = AT (struct ma_unit, size),
   .unit_pages = AT (struct ma_unit, pages),
-  .unit_units = AT (struct ma_unit, units),
+  .unit_end = AT (struct ma_unit, end),
   .unit_is_locked = AT (struct ma_unit, is_locked),
   .words = MA_WORDS,
 };

@@ -65,7 +65,7 @@ _FIELDS = (
     "unit_block",
     "unit_block_size",
     "unit_pages",
-    "unit_units",
+    "unit_end",
     "unit_is_locked",
     "words",
 )
@@ -255,7 +255,7 @@ class _Reader:
     def _large(self, at: int, kind: int, keeps: bool) -> Large:
         unit = fetch(self._source, at, self._at["unit_size"])
         base = self._of(unit, "unit_base", 8)
-        end = base + self._of(unit, "unit_units", 4) * self._unit - self._page
+        end = self._of(unit, "unit_end", 8)
         pages = self._of(unit, "unit_pages", 8) * self._page
         flags = self._flags(self._of(unit, "unit_state", 1), kind, keeps) | _IS_GUARDED
         flags |= _LOCKED if self._of(unit, "unit_is_locked", 4) else 0
