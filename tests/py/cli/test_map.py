@@ -214,7 +214,7 @@ def test_watch_shows_what_changes_until_the_process_ends(child: Start, tmp_path:
         with subprocess.Popen([*command, "--watch"], stdout=device, stderr=device) as watching:
             os.close(device)
             said = b""
-            until = time.monotonic() + 30
+            until = time.monotonic() + 60
             while b"Ctrl-C ends" not in said and time.monotonic() < until:
                 if select.select([terminal], [], [], 1)[0]:
                     said += os.read(terminal, 65536)
@@ -226,10 +226,10 @@ def test_watch_shows_what_changes_until_the_process_ends(child: Start, tmp_path:
             except OSError:  # EIO: it ended
                 pass
             os.close(terminal)
-            assert watching.wait(timeout=30) == 0
+            assert watching.wait(timeout=60) == 0
         assert b"has ended" in said
         lines.stdout.read()
-        assert lines.wait(timeout=30) == 0
+        assert lines.wait(timeout=60) == 0
 
 
 # ---- the SVG, in a browser ----
