@@ -1,8 +1,9 @@
 """Builds what a release consists of into dist/, from the last commit, and checks it.
 
     release.py wheel    the sdist, and a manylinux wheel for each Python found
-    release.py check    the same for all Pythons, built twice and compared; each wheel, and the sdist,
-                        installed into an empty environment that passes tests/smoke.py; an SBOM
+    release.py check    the same for all Pythons, built twice and compared; each wheel, and the
+                        sdist, installed into an empty environment that passes tests/smoke.py;
+                        an SBOM
 
 Run by `make wheel` and `make release-check`, which put the tools of the group "release" in PATH.
 Release wheels for all platforms are made by .github/workflows/wheels.yml.
@@ -25,9 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 VERSIONS = ("3.11", "3.12", "3.13")
-# The oldest glibc that can load the library. __libc_single_threaded is of 2.32, and since 2.34 the
-# functions of libpthread and libdl are in libc itself, which is there before any constructor runs:
-# tested is that, and no other. So the tag is manylinux_2_34, or newer where newer symbols were used.
+# The oldest glibc that a wheel may promise. __libc_single_threaded is of 2.32, and since 2.34 what was
+# in libpthread and libdl is in libc itself, which is there before any constructor runs: older ones
+# were never tried.
 OLDEST = (2, 34)
 
 
@@ -138,8 +139,8 @@ def smoke(interpreter: Path) -> None:
 
 
 def bill_of_materials(work: Path, installed: Path) -> Path:
-    """What an installation consists of: the wheel links and holds nothing of others, so that this is
-    the package and what it requires."""
+    """What an installation consists of: the wheel links and holds nothing of others, so that this
+    is the package and what it requires."""
     version = run(installed / "bin" / "malloc-arena", "--version").split()[1]
     project = work / "pyproject.toml"
     text = (ROOT / "pyproject.toml").read_text()
