@@ -26,9 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 VERSIONS = ("3.11", "3.12", "3.13")
-# The oldest glibc that a wheel may promise. __libc_single_threaded is of 2.32, and since 2.34 what was
-# in libpthread and libdl is in libc itself, which is there before any constructor runs: older ones
-# were never tried.
+# The oldest glibc that a wheel may promise. __libc_single_threaded is of 2.32, and since 2.34 what
+# was in libpthread and libdl is in libc itself, which is there before any constructor runs: older
+# ones were never tried.
 OLDEST = (2, 34)
 
 
