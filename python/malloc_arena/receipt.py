@@ -42,7 +42,7 @@ class Receipt:
     """The protection that the kernel really gives to all memory an arena holds now."""
 
     kind: int
-    """HEAP_... flags."""
+    """``HEAP_`` flags."""
     requested: tuple[str, ...]
     """The names, among those below, of what was asked for."""
     locked: bool

@@ -751,7 +751,7 @@ static PyMethodDef arena_methods[] = {
 
 static PyGetSetDef arena_getset[] = {
   { "name", arena_get_name, NULL, PyDoc_STR ("The arena's name, for messages."), NULL },
-  { "kind", arena_get_kind, NULL, PyDoc_STR ("HEAP_... flags."), NULL },
+  { "kind", arena_get_kind, NULL, PyDoc_STR ("``HEAP_`` flags."), NULL },
   { NULL, NULL, NULL, NULL, NULL },
 };
 

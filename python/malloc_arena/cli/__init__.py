@@ -14,19 +14,21 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .audit import Audit
+from .completion import Completion
 from .config import Config
 from .demo import Demo
 from .doctor import Doctor
 from .map import Map
 from .run import Run
 
-VERBS: tuple[Demo | Doctor | Run | Audit | Map | Config, ...] = (
+VERBS: tuple[Demo | Doctor | Run | Audit | Map | Config | Completion, ...] = (
     Demo(),
     Doctor(),
     Run(),
     Audit(),
     Map(),
     Config(),
+    Completion(),
 )
 
 
