@@ -4,6 +4,7 @@ functions, the parts of a core file."""
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import struct
 from collections.abc import Collection, Iterator
@@ -25,6 +26,20 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 
 class NotElf(OSError):
     """Not a file that this machine's loader could have loaded, or a damaged one."""
+
+
+# What reading of damaged numbers ends in.
+DAMAGE = (struct.error, IndexError, ValueError, OverflowError, OSError)
+
+
+@contextlib.contextmanager
+def _reading(file: BinaryIO) -> Iterator[None]:
+    try:
+        yield
+    except NotElf:
+        raise
+    except DAMAGE as error:
+        raise NotElf(8, f"a damaged ELF file: {error}", _name(file)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +103,7 @@ def read_header(file: BinaryIO) -> Header:
     kind, _, _, _, phoff, shoff, _, _, phsize, phnum, shsize, shnum, _ = struct.unpack_from(
         "<HHIQQQIHHHHHH", head, 16
     )
-    try:
+    with _reading(file):
         sections = []
         if shoff:
             table = _at(file, shoff, shsize * max(shnum, 1))
@@ -104,8 +119,6 @@ def read_header(file: BinaryIO) -> Header:
                 "<IIQQQQQ", table, at
             )
             segments.append(Segment(part, flags, offset, address, in_file, in_memory))
-    except (struct.error, ValueError) as error:
-        raise NotElf(8, f"a damaged ELF file: {error}", _name(file)) from error
     return Header(kind, tuple(segments), tuple(sections))
 
 
@@ -128,18 +141,19 @@ class Functions:
     def __init__(self, file: BinaryIO) -> None:
         header = read_header(file)
         found: dict[int, tuple[int, bytes]] = {}
-        # What a linker keeps of all functions, if it was not stripped; else what is exported.
-        for kind in (_SHT_DYNSYM, _SHT_SYMTAB):
-            for section in header.sections:
-                if section.kind != kind or section.link >= len(header.sections):
-                    continue
-                link = header.sections[section.link]
-                strings = _at(file, link.offset, link.size)
-                table = _at(file, section.offset, section.size // _SYMBOL.size * _SYMBOL.size)
-                for name, info, _, where, value, size in _SYMBOL.iter_unpack(table):
-                    if where and info & 15 in (_FUNCTION, _IFUNC):
-                        end = strings.find(b"\0", name)
-                        found[value - header.base] = size, strings[name:end]
+        with _reading(file):
+            # What a linker keeps of all functions, if it was not stripped; else what is exported.
+            for kind in (_SHT_DYNSYM, _SHT_SYMTAB):
+                for section in header.sections:
+                    if section.kind != kind or section.link >= len(header.sections):
+                        continue
+                    link = header.sections[section.link]
+                    strings = _at(file, link.offset, link.size)
+                    table = _at(file, section.offset, section.size // _SYMBOL.size * _SYMBOL.size)
+                    for name, info, _, where, value, size in _SYMBOL.iter_unpack(table):
+                        if where and info & 15 in (_FUNCTION, _IFUNC):
+                            end = strings.find(b"\0", name)
+                            found[value - header.base] = size, strings[name:end]
         self._starts = sorted(found)
         self._found = found
 
@@ -175,10 +189,8 @@ def _at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _read(file: BinaryIO, header: Header, names: Collection[str]) -> Elf:
-    try:
+    with _reading(file):
         return _parse(file, header, names)
-    except (struct.error, IndexError, UnicodeDecodeError, ValueError, OverflowError) as error:
-        raise NotElf(8, f"a damaged ELF file: {error}", _name(file)) from error
 
 
 def _parse(file: BinaryIO, header: Header, names: Collection[str]) -> Elf:

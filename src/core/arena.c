@@ -363,7 +363,7 @@ enter_slow (malloc_arena *arena)
               "\" is entered by a thread that may not have them checked", NULL);
   if (thread == NULL || (arena && local == NULL))
     ma_fatal ("out of memory: no room for another thread's part of arena \"",
-              arena ? arena->name : "", "\"", NULL);
+              arena ? arena->name : "ordinary", "\"", NULL);
   if (thread->depth == MA_DEPTH)
     ma_fatal ("unmatched enter: too many arenas are entered and not left", NULL);
   /* Now, as it allocates, which a signal handler that scrubs must not. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import mmap
 import platform
 import struct
@@ -51,7 +52,11 @@ class Dump:
         except elf.NotElf:
             header = None
         if header and header.kind == elf.ET_CORE:
-            self._read_core(header)
+            try:
+                self._read_core(header)
+            except elf.DAMAGE as error:
+                self.__exit__(None, None, None)
+                raise CannotLook(f"{self.path}: damaged ({error})", "name a core file") from error
         else:
             self._maps = [Mapping(0, len(self._data), "r", 0, "[dump]")]
             self._offsets[0] = 0
@@ -173,4 +178,8 @@ class Dump:
         return (0, 0), (0, 0)
 
     def open(self, mapping: Mapping) -> BinaryIO:
-        return Path(mapping.path).open("rb")
+        path = Path(mapping.path)
+        # A core may name anything: a device or a pipe would never end.
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+        return path.open("rb")

@@ -230,13 +230,16 @@ class Process:
     def maps(self) -> tuple[Mapping, ...]:
         """The readable mappings, in order of address."""
         found = []
-        with self._proc.joinpath("maps").open() as lines:
+        # A file's name may have any bytes: the kernel escapes the line end, and nothing else.
+        with self._proc.joinpath("maps").open(
+            encoding="utf-8", errors="surrogateescape", newline="\n"
+        ) as lines:
             for line in lines:
-                span, permissions, offset, _, inode, *path = line.rstrip("\n").split(maxsplit=5)
+                span, permissions, offset, _, inode, *path = line.rstrip("\n").split(" ", 5)
                 start, end = (int(bound, 16) for bound in span.split("-"))
                 # The vsyscall page stands above the user's half: pread cannot take its address.
                 if permissions[0] == "r" and end <= 1 << 63:
-                    name = "".join(path)
+                    name = "".join(path).lstrip(" ")
                     found.append(
                         Mapping(start, end, permissions, int(inode), name, int(offset, 16))
                     )
