@@ -197,8 +197,8 @@ ptrdiff_t malloc_arena_walk (malloc_arena *arena, struct malloc_arena_extent *ex
 const char *malloc_arena_name (const malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
 /* Overwrites BYTES of dead stack below the caller's frame and the vector registers, where calls
- * that handled a secret left copies. 128 KiB cost about 2 us. Async-signal-safe in a thread that
- * has entered an arena; in another it allocates for a moment, to find its stack. */
+ * that handled a secret left copies. 128 KiB cost about 2 us. Async-signal-safe from a thread's
+ * first malloc_arena_enter until it begins to end; elsewhere it allocates, to find the stack. */
 void malloc_arena_scrub (size_t bytes) MALLOC_ARENA_NOTHROW;
 
 /* malloc_arena (ARENA, ROUTINE, ARGUMENTS...): calls ROUTINE with ARENA active. ROUTINE is malloc,

@@ -364,16 +364,22 @@ fork_once (uint64_t *state)
     CHECK_FAIL ("a forked child: status %x", status);
 }
 
+static void
+mask_signals (int how)
+{
+  sigset_t timer;
+  sigemptyset (&timer);
+  sigaddset (&timer, SIGALRM);
+  CHECK_EQUAL (pthread_sigmask (how, &timer, NULL), 0);
+}
+
 /* Before the first signal: a handler may scrub in threads that have been in an arena. */
 static void
 let_signals_in (void)
 {
-  sigset_t timer;
   malloc_arena_enter (NULL);
   malloc_arena_leave (NULL);
-  sigemptyset (&timer);
-  sigaddset (&timer, SIGALRM);
-  CHECK_EQUAL (pthread_sigmask (SIG_UNBLOCK, &timer, NULL), 0);
+  mask_signals (SIG_UNBLOCK);
 }
 
 static void
@@ -424,6 +430,8 @@ thread_body (void *data)
     for (size_t i = 0; i < SLOTS; i++)
       drop (&mine[i]);
   common->running--;
+  /* The C library frees as the thread ends, and nobody knows its stack any more. */
+  mask_signals (SIG_BLOCK);
   return NULL;
 }
 
@@ -482,10 +490,7 @@ worker (void)
   uint64_t state = seed;
   prctl (PR_SET_PDEATHSIG, SIGKILL);
   check_memlock (MEMLOCK);
-  sigset_t timer;
-  sigemptyset (&timer);
-  sigaddset (&timer, SIGALRM);
-  CHECK_EQUAL (pthread_sigmask (SIG_BLOCK, &timer, NULL), 0);
+  mask_signals (SIG_BLOCK);
   for (size_t i = 0; i < SHARED; i++)
     CHECK_EQUAL (pthread_mutex_init (&shared_lock[i], NULL), 0);
   sigaction (SIGALRM, &action, NULL);
