@@ -146,25 +146,24 @@ ask_stack (char **low, char **end)
   return is_known;
 }
 
+/* Where the thread's stack, which is not the first one, lies; 0, 0 if that cannot be known. */
 static void
 find_stack (const struct ma_thread *thread, char **low, char **end)
 {
+  int saved = errno;
   struct ma_local *before = ma_active;
   *low = *end = NULL;
   /* It allocates for a moment, maybe the only time in this thread: the C library would make the
-   * thread a heap of its own for that. The main thread has one. An arena that is full is no reason
-   * not to know the stack. */
-  if (os_is_main_thread ())
-    ma_active = NULL;
-  else
-    for (unsigned i = 0; thread != NULL && i < MA_ARENAS && ma_active == NULL; i++)
-      ma_active = thread->locals[i];
+   * thread a heap of its own for that. An arena that is full is no reason not to know the stack. */
+  for (unsigned i = 0; thread != NULL && i < MA_ARENAS && ma_active == NULL; i++)
+    ma_active = thread->locals[i];
   if (!ask_stack (low, end) && ma_active != NULL)
     {
       ma_active = NULL;
       ask_stack (low, end);
     }
   ma_active = before;
+  errno = saved;
 }
 
 size_t
@@ -174,19 +173,14 @@ ma_stack_room (const char *p, size_t bytes)
   {
     SPARE = 8192 /* for what runs on top of it: a signal handler, the linker */
   };
-  char *low;
-  char *end;
   struct ma_thread *thread = ma_self;
-  if (thread != NULL && thread->stack != NULL)
+  char *low = thread != NULL ? thread->stack : NULL;
+  char *end = thread != NULL ? thread->stack_end : NULL;
+  if (low == NULL)
     {
-      low = thread->stack;
-      end = thread->stack_end;
-    }
-  else
-    {
-      int saved = errno;
-      find_stack (thread, &low, &end);
-      errno = saved;
+      os_first_stack (&low, &end);
+      if (p < low || p >= end)
+        find_stack (thread, &low, &end);
       if (thread != NULL)
         {
           thread->stack = low;
@@ -310,6 +304,9 @@ make_local (malloc_arena *arena)
   pthread_mutex_unlock (&table_lock);
   if (local == NULL)
     errno = ENOMEM;
+  /* Where the stack lies is found out now: a scrub may come in a signal handler. */
+  else if (thread->stack == NULL)
+    ma_stack_room (__builtin_frame_address (0), 0);
   return local;
 }
 
@@ -366,8 +363,6 @@ enter_slow (malloc_arena *arena)
               arena ? arena->name : "ordinary", "\"", NULL);
   if (thread->depth == MA_DEPTH)
     ma_fatal ("unmatched enter: too many arenas are entered and not left", NULL);
-  /* Now, as it allocates, which a signal handler that scrubs must not. */
-  ma_stack_room (__builtin_frame_address (0), 0);
   struct ma_frame *frame = &thread->frames[thread->depth++];
   frame->arena = arena;
   frame->before = ma_active;

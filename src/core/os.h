@@ -100,7 +100,9 @@ void os_close_copy (int copy);
  * detection only. */
 void os_random (void *p, size_t n);
 
-int os_is_main_thread (void);
+/* Bounds of the stack that the process began with, from below its arguments down to where it may grow,
+ * 64 MiB at most: the kernel keeps everything else further away. Async-signal-safe. */
+void os_first_stack (char **low, char **end);
 
 /* The lock limit in bytes, SIZE_MAX if none. */
 size_t os_lock_limit (void);

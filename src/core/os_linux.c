@@ -465,10 +465,17 @@ os_random (void *p, size_t n)
   errno = saved;
 }
 
-int
-os_is_main_thread (void)
+void
+os_first_stack (char **low, char **end)
 {
-  return syscall (SYS_gettid) == getpid ();
+  struct rlimit limit;
+  int saved = errno;
+  size_t most = (size_t)64 << 20;
+  *end = (char *)getauxval (AT_RANDOM);
+  *low = *end;
+  if (*end != NULL && getrlimit (RLIMIT_STACK, &limit) == 0)
+    *low -= limit.rlim_cur < most ? limit.rlim_cur : most;
+  errno = saved;
 }
 
 size_t

@@ -276,27 +276,6 @@ nesting (void)
   CHECK (check_all ((void *)here, 3, sizeof here));
 }
 
-static volatile char *dead; /* stack of a call that has returned */
-
-__attribute__ ((__noinline__)) static void
-leave_on_stack (void)
-{
-  volatile char secret[64];
-  memset ((void *)secret, 0x6b, sizeof secret);
-  dead = check_hide ((void *)secret);
-}
-
-static void
-scrub (void)
-{
-  leave_on_stack ();
-  malloc_arena_scrub (64 << 10);
-  unsigned left = 0;
-  for (unsigned i = 0; i < 64; i++)
-    left += dead[i] == 0x6b;
-  CHECK_EQUAL (left, 0);
-}
-
 int
 main (void)
 {
@@ -305,6 +284,5 @@ main (void)
   bad_options ();
   limits ();
   nesting ();
-  scrub ();
   return 0;
 }

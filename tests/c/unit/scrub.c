@@ -1,0 +1,104 @@
+/* malloc_arena_scrub overwrites what calls left on the stack, and is fit for a signal handler: where the
+ * stack lies, which only pthread_getattr_np can tell, and that allocates, is asked before. */
+#include "check.h"
+
+static _Atomic unsigned asked;
+
+/* In place of the C library's, for the library too. */
+int
+pthread_getattr_np (pthread_t thread, pthread_attr_t *attributes)
+{
+  static int (*real) (pthread_t, pthread_attr_t *);
+  if (real == NULL)
+    *(void **)&real = dlsym (RTLD_NEXT, "pthread_getattr_np");
+  asked++;
+  return real (thread, attributes);
+}
+
+static volatile char *dead; /* stack of a call that has returned */
+
+__attribute__ ((__noinline__)) static void
+leave_on_stack (void)
+{
+  volatile char secret[64];
+  memset ((void *)secret, 0x6b, sizeof secret);
+  dead = check_hide ((void *)secret);
+}
+
+static void
+scrub (void)
+{
+  leave_on_stack ();
+  malloc_arena_scrub (64 << 10);
+  unsigned left = 0;
+  for (unsigned i = 0; i < 64; i++)
+    left += dead[i] == 0x6b;
+  CHECK (left < 8); /* what was called since wrote there as well */
+}
+
+static void
+on_signal (int number)
+{
+  (void)number;
+  scrub ();
+}
+
+static void
+scrub_in_handler (void)
+{
+  unsigned before = asked;
+  CHECK_EQUAL (raise (SIGUSR1), 0);
+  CHECK_EQUAL (asked, before);
+}
+
+static void *
+in_arena (void *kind)
+{
+  free (malloc_arena (malloc_arena_get ((unsigned)(uintptr_t)kind), malloc, 10));
+  scrub_in_handler ();
+  return NULL;
+}
+
+/* Works as well, but asks. */
+static void *
+in_none (void *data)
+{
+  unsigned before = asked;
+  scrub ();
+  CHECK (check_outside () != NULL || asked > before);
+  return data;
+}
+
+static void
+run (void *(*body) (void *), uintptr_t kind)
+{
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, body, (void *)kind), 0);
+  pthread_join (thread, NULL);
+}
+
+/* The thread that forks is the child's first, on its own stack. */
+static void *
+in_child (void *data)
+{
+  free (malloc_arena (malloc_arena_get (HEAP_SECURE), malloc, 10));
+  struct check_outcome outcome = check_child ((void (*) (void *))scrub_in_handler, NULL);
+  CHECK_EQUAL (outcome.exit_code, 0);
+  return data;
+}
+
+int
+main (void)
+{
+  struct sigaction act = { .sa_handler = on_signal };
+  CHECK_EQUAL (sigaction (SIGUSR1, &act, NULL), 0);
+  scrub_in_handler (); /* the first thread, before any arena */
+  CHECK (malloc_arena_get (HEAP_SECURE) != NULL);
+  scrub_in_handler ();
+  run (in_arena, HEAP_SECURE);
+  run (in_arena, HEAP_SECURE | HEAP_ISOLATED);
+  run (in_arena, HEAP_DEFAULT);
+  run (in_none, 0);
+  run (in_child, 0);
+  return 0;
+}
