@@ -76,7 +76,8 @@ set_free (struct ma_unit *unit, unsigned first, unsigned end, int is_free)
   for (unsigned at = first / 64; at * 64 < end; at++)
     {
       uint64_t bits = word_bits (at, first, end);
-      unit->free[at] = is_free ? unit->free[at] | bits : unit->free[at] & ~bits;
+      uint64_t now = is_free ? unit->free[at] | bits : unit->free[at] & ~bits;
+      __atomic_store_n (&unit->free[at], now, __ATOMIC_RELAXED);
     }
 }
 
@@ -239,7 +240,8 @@ extend (struct ma_local *local, struct ma_unit *unit)
   unsigned avail = slots_in (to, unit->slot);
   set_free (unit, unit->avail, avail, 1);
   unit->hint = (uint8_t)(unit->avail / 64);
-  unit->avail = (uint16_t)avail;
+  /* Atomic, as another thread may be freeing a block of the slab. */
+  __atomic_store_n (&unit->avail, (uint16_t)avail, __ATOMIC_RELAXED);
   return 0;
 }
 
@@ -296,7 +298,9 @@ live_size (const struct ma_unit *unit, const char *p, unsigned slot)
         crime (unit, p, slot);
       return unit->slot;
     }
-  unsigned size = slot < unit->avail ? unit->sizes[slot] - 1u : UINT16_MAX;
+  unsigned size = UINT16_MAX;
+  if (slot < __atomic_load_n (&unit->avail, __ATOMIC_RELAXED))
+    size = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED) - 1u;
   if (p != pointer_of (unit, slot) || size > (unsigned)(unit->slot - unit->rest))
     crime (unit, p, slot);
   return size;
@@ -667,6 +671,15 @@ trim (struct ma_local *local)
 
 /* ---- alloc ---- */
 
+/* The counters are the owner's; others read them for statistics. */
+MA_INLINE void
+set_live (struct ma_local *local, size_t live)
+{
+  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
+  if (unlikely (live > local->peak_bytes))
+    __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
+}
+
 /* The first free slot of the word that UNIT's hint names, which has one. */
 MA_INLINE unsigned
 pop (struct ma_local *local, struct ma_unit *unit, size_t size)
@@ -676,10 +689,7 @@ pop (struct ma_local *local, struct ma_unit *unit, size_t size)
   unsigned slot = at * 64 + (unsigned)__builtin_ctzl (free);
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
-  size_t live = local->live_bytes + size;
-  local->live_bytes = live;
-  if (unlikely (live > local->peak_bytes))
-    local->peak_bytes = live;
+  set_live (local, local->live_bytes + size);
   return slot;
 }
 
@@ -718,7 +728,8 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
           return *refused ? NULL : unit;
         }
       struct ma_unit *other = local->partial[class];
-      unit->is_full = 1;
+      if (unit != &ma_no_slab) /* which all threads share */
+        unit->is_full = 1;
       if (other == NULL)
         break;
       unlist (local, other);
@@ -892,7 +903,7 @@ push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
     }
   size_t at = slot / 64;
   size_t live = local->live_bytes - size;
-  local->live_bytes = live;
+  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
   if (unlikely (unit->is_full | (live < local->low_water)))
@@ -1018,14 +1029,16 @@ ma_dense_free (struct ma_unit *unit, void *p)
 void
 ma_dense_collect (struct ma_local *local)
 {
-  local->live_bytes -= atomic_exchange_explicit (&local->remote_bytes, 0, memory_order_relaxed);
+  size_t freed_bytes = atomic_exchange_explicit (&local->remote_bytes, 0, memory_order_relaxed);
+  __atomic_store_n (&local->live_bytes, local->live_bytes - freed_bytes, __ATOMIC_RELAXED);
   struct ma_unit *unit = atomic_exchange_explicit (&local->queue, NULL, memory_order_acq_rel);
   while (unit != NULL)
     {
       struct ma_unit *next = unit->queue_next;
       /* First, so that a free that comes while the words are read queues the slab again; the fences
-       * here and in free_remote order "my write, then the other's" on both sides. */
-      atomic_store_explicit (&unit->queued, 0, memory_order_relaxed);
+       * here and in free_remote order "my write, then the other's" on both sides. Release, as whoever
+       * sees it writes queue_next, which must be read by then. */
+      atomic_store_explicit (&unit->queued, 0, memory_order_release);
       atomic_thread_fence (memory_order_seq_cst);
       int freed_any = 0;
       unsigned words = unit->kind == MA_UNIT_DENSE ? (unit->avail + 63u) / 64 : 0;
@@ -1071,10 +1084,8 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
     ma_wipe_inline (bare + kept, unit->slot - kept);
   if (is_object (unit))
     return 1;
-  local->live_bytes += size - before;
-  if (local->live_bytes > local->peak_bytes)
-    local->peak_bytes = local->live_bytes;
-  unit->sizes[slot] = (uint16_t)(size + 1);
+  set_live (local, local->live_bytes + size - before);
+  __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
   if (!local->is_plain)
     slot_canary_any (bare, size, unit->slot);
   if (MA_HAS_TAGS && unit->is_tagged)

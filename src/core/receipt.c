@@ -63,7 +63,7 @@ add (struct ma_local *local, void *data)
   size_t bytes;
   sum->blocks += ma_dense_live (local, &bytes);
   sum->bytes += bytes;
-  sum->peak += local->peak_bytes;
+  sum->peak += __atomic_load_n (&local->peak_bytes, __ATOMIC_RELAXED);
 }
 
 static void
