@@ -99,6 +99,10 @@ definition (const char *name)
 
 /* ---- the check ---- */
 
+/* The name as the linker has it: "free", but in a build with a sanitizer (see meson.build). */
+#define LINKED(name) LINKED_AS (name)
+#define LINKED_AS(name) #name
+
 static const void *
 object_of (const void *p)
 {
@@ -130,7 +134,7 @@ static __attribute__ ((noinline, cold)) void
 check_slow (const void *routine)
 {
   const void *ours = object_of ((const void *)ma_bind_check);
-  const void *free_routine = definition ("free");
+  const void *free_routine = definition (LINKED (free));
   if (object_of (free_routine) != ours)
     ma_fatal ("foreign free: free is ", path_of (free_routine), "'s, the arena is ",
               path_of ((const void *)ma_bind_check), "'s", NULL);

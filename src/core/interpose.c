@@ -21,6 +21,13 @@
 
 /* ---- the next implementation ---- */
 
+/* In a sanitizer's build the family has names of its own here, and the next malloc is the first. */
+#if MA_RENAMED
+#define NEXT RTLD_DEFAULT
+#else
+#define NEXT RTLD_NEXT
+#endif
+
 struct next
 {
   void *(*malloc) (size_t);
@@ -169,7 +176,7 @@ find (void)
 {
   if (atomic_exchange (&is_finding, 1))
     return;
-#define FIND(name) *(void **)&real.name = dlsym (RTLD_NEXT, #name)
+#define FIND(name) *(void **)&real.name = dlsym (NEXT, #name)
   FIND (malloc);
   FIND (calloc);
   FIND (realloc);
@@ -199,6 +206,15 @@ find (void)
   next.routine = found;
   os_seal (&next, sizeof next, 1);
 }
+
+#if MA_RENAMED
+/* In a process whose malloc this is, that is done before there is a second thread: making one allocates. */
+static __attribute__ ((constructor)) void
+find_at_start (void)
+{
+  find ();
+}
+#endif
 
 /* Whether the real ones are known by now; not while dlsym itself allocates. */
 static int
@@ -477,7 +493,7 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
   void *found = atomic_load_explicit (&real_create, memory_order_relaxed);
   if (unlikely (found == NULL))
     {
-      found = dlsym (RTLD_NEXT, "pthread_create");
+      found = dlsym (NEXT, "pthread_create");
       if (found == NULL)
         return EAGAIN;
       atomic_store_explicit (&real_create, found, memory_order_relaxed);

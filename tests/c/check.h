@@ -38,14 +38,22 @@
 
 /* Whether the library was built with the test's sanitizer, which then owns malloc, SIGSEGV and the
  * address space. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
+#ifdef __SANITIZE_THREAD__
+#define CHECK_THREAD_SANITIZED 1
+#else
+#define CHECK_THREAD_SANITIZED 0
+#endif
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 #define CHECK_SANITIZED 1
-#elif defined __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define CHECK_SANITIZED 1
-#endif
-#endif
-#ifndef CHECK_SANITIZED
+#else
 #define CHECK_SANITIZED 0
 #endif
 
