@@ -158,7 +158,7 @@ enum malloc_arena_extent_type
   MALLOC_ARENA_EXTENT_HEAP,      /* BYTES of address space for slabs */
   MALLOC_ARENA_EXTENT_SLAB,      /* BYTES in use so far, in slots of BLOCK bytes */
   MALLOC_ARENA_EXTENT_LARGE,     /* BYTES of pages for one block */
-  MALLOC_ARENA_EXTENT_SLOT,      /* room for one block, which is BLOCK bytes if it lives */
+  MALLOC_ARENA_EXTENT_SLOT,      /* BLOCK: bytes asked for if it lives, the slot's if not known */
   MALLOC_ARENA_EXTENT_GUARD      /* BYTES that cannot be touched */
 };
 enum malloc_arena_extent_state

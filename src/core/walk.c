@@ -40,6 +40,8 @@ put (struct walk *walk, unsigned type, unsigned state, unsigned flags, const cha
 __attribute__ ((no_sanitize_thread)) static size_t
 size_of (const struct ma_unit *unit, unsigned slot)
 {
+  if (!unit->is_block) /* nothing says what was asked for */
+    return unit->slot;
   size_t size = *(const volatile uint16_t *)&unit->sizes[slot];
   size -= size != 0;
   return size <= unit->slot ? size : unit->slot;
@@ -208,6 +210,7 @@ const struct ma_layout ma_layout = {
   .unit_heap_units = AT (struct ma_unit, heap_units),
   .unit_free = AT (struct ma_unit, free),
   .unit_remote = AT (struct ma_unit, remote),
+  .unit_is_block = AT (struct ma_unit, is_block),
   .unit_block = AT (struct ma_unit, block),
   .unit_block_size = AT (struct ma_unit, size),
   .unit_pages = AT (struct ma_unit, pages),

@@ -26,7 +26,7 @@ struct ma_layout
   uint32_t unit_size; /* in bytes */
   uint32_t unit_base, unit_sizes, unit_slot, unit_avail, unit_kind, unit_state, unit_opened,
       unit_away, unit_locked, unit_large, unit_heap_next, unit_heap_units, unit_free, unit_remote,
-      unit_block, unit_block_size, unit_pages, unit_end, unit_is_locked;
+      unit_is_block, unit_block, unit_block_size, unit_pages, unit_end, unit_is_locked;
   uint32_t words; /* of unit_free and unit_remote */
 };
 extern MA_EXPORT const struct ma_layout ma_layout;

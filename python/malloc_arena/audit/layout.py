@@ -62,6 +62,7 @@ _FIELDS = (
     "unit_heap_units",
     "unit_free",
     "unit_remote",
+    "unit_is_block",
     "unit_block",
     "unit_block_size",
     "unit_pages",
@@ -220,6 +221,7 @@ class _Reader:
         remote = self._of(unit, "unit_remote", 8 * self._at["words"])
         sizes = fetch(self._source, self._of(unit, "unit_sizes", 8), 2 * avail)
         sizes = sizes.ljust(2 * avail, b"\0")
+        is_block = self._of(unit, "unit_is_block", 1)
         states = []
         asked = []
         for number in range(avail):
@@ -232,7 +234,7 @@ class _Reader:
             else:
                 states.append(LIVE)
                 size = int.from_bytes(sizes[2 * number : 2 * number + 2], "little")
-                asked.append(min(max(size - 1, 0), slot))
+                asked.append(min(max(size - 1, 0), slot) if is_block else slot)
         flags = self._flags(state, kind, keeps)
         guarded = bool(state & (_GUARDED | _SECRET))
         flags |= _IS_GUARDED if guarded else 0
