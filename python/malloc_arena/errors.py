@@ -61,10 +61,7 @@ def unavailable(error: int, kind: int) -> ArenaUnavailable:
             "Use a build with the GIL, or SecretBuffer, which works here",
         )
     if error == _errno.ENOTSUP and kind & 2:
-        return ArenaUnavailable(
-            f"{name} needs memory tagging, which this CPU or kernel does not offer to this process",
-            "Run on an arm64 CPU with MTE and a kernel with CONFIG_ARM64_MTE, or use HEAP_SECURE",
-        )
+        return _untagged(name)
     if error == _errno.ENOTSUP and kind & 8:
         return ArenaUnavailable(
             f"{name} needs memfd_secret(2), which this kernel does not offer to this process",
@@ -93,6 +90,28 @@ def unavailable(error: int, kind: int) -> ArenaUnavailable:
 
     return ArenaUnavailable(
         f"{name} cannot be had here: {os.strerror(error)}", "Ask malloc-arena doctor"
+    )
+
+
+def _untagged(name: str) -> ArenaUnavailable:
+    import os
+    import struct
+
+    machine = os.uname().machine
+    features = 0
+    if machine == "aarch64":
+        with open("/proc/self/auxv", "rb") as file:  # noqa: PTH123  pathlib is not loaded yet
+            features = dict(struct.iter_unpack("QQ", file.read())).get(26, 0)  # AT_HWCAP2
+    if features >> 18 & 1:
+        return ArenaUnavailable(
+            f"{name} needs memory tags (MTE), which this {machine} CPU has and the kernel refuses "
+            "to this thread",
+            "Set abi.tagged_addr_disabled=0 (sysctl), allow prctl(PR_SET_TAGGED_ADDR_CTRL) in the "
+            "seccomp filter, or use HEAP_SECURE",
+        )
+    return ArenaUnavailable(
+        f"{name} needs memory tags (MTE), which this {machine} CPU or its kernel has not",
+        "Run on an arm64 CPU with MTE and a kernel with CONFIG_ARM64_MTE, or use HEAP_SECURE",
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -180,6 +181,13 @@ class Child:
             with contextlib.suppress(BrokenPipeError):
                 if pipe is not None:
                     pipe.close()
+
+
+def has_tags() -> bool:
+    """Whether the CPU and the kernel have memory tags (arm64)."""
+    with Path("/proc/self/auxv").open("rb") as file:
+        vector = dict(struct.iter_unpack("QQ", file.read()))
+    return os.uname().machine == "aarch64" and bool(vector.get(26, 0) >> 18 & 1)
 
 
 def memory(address: int, size: int) -> bytes:

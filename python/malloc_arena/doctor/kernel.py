@@ -148,12 +148,12 @@ def mte(target: Target) -> Finding:
         return Finding("ok", f"not on {machine}: HEAP_TAGGED cannot be had", meaning)
     if not target.auxiliary(_AT_HWCAP2) & _HWCAP2_MTE:
         return Finding("ok", "not in this CPU or kernel: HEAP_TAGGED cannot be had", meaning)
-    answer = probe.in_child(probe.has_tagged_addresses)
+    answer = probe.in_child(probe.has_tags)
     if answer.value:
         return Finding("ok", "the CPU has tags, and the kernel offers them", meaning)
     return Finding(
         "warn",
-        "the CPU has tags, but tagged addresses are refused",
+        "the CPU has tags, but the kernel refuses them to this process",
         meaning,
         (Fix("as root", ("sysctl -w abi.tagged_addr_disabled=0",)),),
     )

@@ -20,7 +20,6 @@ _SECONDS = 20
 _SYS_MEMFD_SECRET = 447  # of every architecture
 _MADV_GUARD_INSTALL = 102
 _PR_GET_DUMPABLE = 3
-_PR_GET_TAGGED_ADDR_CTRL = 56
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -110,9 +109,14 @@ def dumpable() -> int:
     return int(_libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0))
 
 
-def has_tagged_addresses() -> bool:
-    """Whether the kernel offers tagged addresses (arm64)."""
-    return int(_libc.prctl(_PR_GET_TAGGED_ADDR_CTRL, 0, 0, 0, 0)) >= 0
+def has_tags() -> bool:
+    """Whether an arena gets memory tags here (arm64)."""
+    from .. import HEAP_TAGGED, ArenaUnavailable, get
+
+    try:
+        return get(HEAP_TAGGED).receipt.tagged
+    except ArenaUnavailable:
+        return False
 
 
 def receipt() -> dict[str, Any]:

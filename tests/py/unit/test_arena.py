@@ -22,7 +22,6 @@ from malloc_arena import (
     HEAP_ISOLATED,
     HEAP_SECRETMEM,
     HEAP_SECURE,
-    HEAP_TAGGED,
     Arena,
     ArenaError,
     ArenaUnavailable,
@@ -50,13 +49,6 @@ def test_kinds_that_are_none(kind: int) -> None:
         assert error.value.reason
         assert error.value.fix
         assert error.value.reason in str(error.value)
-
-
-def test_tagged_without_the_cpu() -> None:
-    if "mte" in open("/proc/cpuinfo").read().split():
-        pytest.skip("this CPU has memory tags")
-    with pytest.raises(ArenaUnavailable, match="MTE"):
-        malloc_arena.get(HEAP_TAGGED)
 
 
 @pytest.mark.parametrize(
