@@ -6,6 +6,7 @@
 # make release-check  the same, built twice, installed into empty environments, with an SBOM
 # make threat-model      every promise of docs/threat-model.md, its tests, and their controls
 # make soak MINUTES=30   a mixed program under load, with faults injected
+# make docs      these documents as pages, in build-docs/html; make man: malloc-arena.1 anew
 # make lint, make format, make bench, make clean
 #
 # All of it in a venv in the checkout. PYTHON=python3.12 picks the interpreter; INSTALL=1 lets root
@@ -20,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -name '*.[ch]' -o -name '*.cpp')
 
 .PHONY: demo budget test test-all threat-model soak ready ctest pytest lint format bench \
-  wheel release-check clean
+  docs man wheel release-check clean
 
 demo: ready
 	@malloc-arena demo
@@ -79,9 +80,17 @@ test-all: ready
 	done
 	@$(MAKE) test
 
+docs: ready
+	@sphinx-build -q -W --keep-going -b html docs build-docs/html
+	@echo "docs: build-docs/html/index.html"
+
+man: ready
+	@python man/generate.py >man/new
+	@mv man/new man/malloc-arena.1
+
 wheel release-check: ready
 	@python -m pip --disable-pip-version-check -qq install --group release
 	@python .ci/release.py $(@:release-%=%)
 
 clean:
-	rm -rf dist .venv .venv-3.* build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist build-docs .venv .venv-3.* build .mypy_cache .pytest_cache .ruff_cache

@@ -191,12 +191,16 @@ def test_the_listing_compiles_and_runs(
     assert isolated.returncode == -11, "a touch after free of an isolated block must fault"
 
 
-def test_the_prefix_has_the_library_the_header_and_the_pc_alone(prefix: Path) -> None:
+def test_the_prefix_has_the_library_the_header_the_pc_and_the_pages_alone(prefix: Path) -> None:
+    header = (ROOT / "include" / "malloc_arena.h").read_text()
+    functions = re.findall(r"\b(malloc_arena_(?!call)\w+) \([^;]*?MALLOC_ARENA_NOTHROW", header)
+    pages = sorted(f"{name}.3" for name in ["malloc_arena", *functions])
     files = sorted(str(p.relative_to(prefix)) for p in prefix.rglob("*") if not p.is_dir())
     assert files == [
         "include/malloc_arena.h",
         "lib/libmalloc_arena.so",
         "lib/pkgconfig/malloc_arena.pc",
+        *(f"share/man/man3/{page}" for page in pages),
     ]
 
 
