@@ -478,6 +478,7 @@ before_fork (void)
   for (unsigned i = 0; i < MA_ARENAS; i++)
     if (ma_arena_table[i])
       {
+        pthread_mutex_lock (&ma_arena_table[i]->fork_lock);
         pthread_mutex_lock (&ma_arena_table[i]->lock);
         copy_secrets (ma_arena_table[i]);
       }
@@ -492,6 +493,7 @@ unlock_all (void)
     if (ma_arena_table[i])
       {
         pthread_mutex_unlock (&ma_arena_table[i]->lock);
+        pthread_mutex_unlock (&ma_arena_table[i]->fork_lock);
         for (struct ma_local *local = ma_arena_table[i]->locals; local; local = local->next)
           pthread_mutex_unlock (&local->lock);
       }
@@ -515,7 +517,7 @@ abandon (struct ma_local *local)
   for (struct ma_unit *heap = local->heaps; heap; heap = heap->heap_next)
     for (uint32_t i = 0; i < heap->heap_units; i++)
       if (heap[i].state != 0)
-        os_release (heap[i].base, MA_UNIT);
+        ma_heap_fill_hole (local->arena, heap[i].base, MA_UNIT);
   struct ma_local *next = local->next;
   struct ma_thread *owner = atomic_load (&local->owner);
   init_local (local, local->arena);
@@ -531,7 +533,7 @@ restore_larges (malloc_arena *arena)
       size_t bytes = unit->pages << MA_PAGE_SHIFT;
       char *start = ma_large_start (unit);
       if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
-        os_release (start, bytes);
+        ma_heap_fill_hole (arena, start, bytes);
       else if (unit->state & MA_UNIT_SECRET)
         {
           int is_freed = atomic_load (&unit->large) == MA_LARGE_FREED;
@@ -677,6 +679,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       if (arena->heap_units > ma_region_units () / 256)
         arena->heap_units = ma_region_units () / 256 + 1;
       strncpy (arena->name, options->name, MA_NAME - 1);
+      pthread_mutex_init (&arena->fork_lock, NULL);
       pthread_mutex_init (&arena->lock, NULL);
       arena->magic = MA_MAGIC;
       ma_arena_table[place] = arena;

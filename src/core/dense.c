@@ -367,6 +367,8 @@ take_heap (struct ma_local *local, size_t n)
     {
       if (ma_heap_close (first->base, n * MA_UNIT, state) == 0)
         ma_region_give (first, n);
+      else
+        ma_heap_lost (first->base, n * MA_UNIT, state);
       return 0;
     }
   first->heap_units = (uint32_t)n;
@@ -1187,19 +1189,12 @@ restore_secret (malloc_arena *arena, struct ma_unit *unit)
 static void
 restore_idle (struct ma_local *local)
 {
-  for (struct ma_unit **link = &local->idle; *link;)
-    {
-      struct ma_unit *unit = *link;
-      if (unit->state & MA_UNIT_SECRET && os_release (unit->base, MA_UNIT) != 0)
-        {
-          unit->kind = MA_UNIT_FREE; /* but never given to the region */
-          *link = unit->next;
-          continue;
-        }
-      if (unit->state & MA_UNIT_SECRET)
+  for (struct ma_unit *unit = local->idle; unit; unit = unit->next)
+    if (unit->state & MA_UNIT_SECRET)
+      {
+        ma_heap_fill_hole (local->arena, unit->base, MA_UNIT);
         unit->state = 0;
-      link = &unit->next;
-    }
+      }
 }
 
 void
@@ -1258,5 +1253,7 @@ ma_dense_end (struct ma_local *local)
       for (size_t i = 0; i < n; i++)
         if (heap[i].state == 0)
           ma_region_give (heap + i, 1);
+        else
+          ma_heap_lost (heap[i].base, MA_UNIT, heap[i].state);
     }
 }

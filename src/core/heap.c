@@ -207,18 +207,31 @@ ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, siz
   unit->fork_copy = copy >= 0 ? copy + 1 : copy;
 }
 
+void
+ma_heap_lost (void *p, size_t size, uint8_t state)
+{
+  if (state & MA_UNIT_FORK_ABSENT)
+    os_fork_copied (p, size);
+}
+
+void
+ma_heap_fill_hole (malloc_arena *arena, void *p, size_t size)
+{
+  if (os_fill_hole (p, size))
+    ma_fatal ("out of memory: a forked child cannot reserve the memory of arena \"", arena->name,
+              "\" again", NULL);
+}
+
 int
 ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size)
 {
   /* The hole first, or the new mapping is made in it, and has then nowhere to go. */
-  int refused = os_release (p, size);
-  if (refused == 0)
-    refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
-              : unit->fork_copy < 0 ? -unit->fork_copy
-                                    : os_open_secret (p, size);
+  ma_heap_fill_hole (arena, p, size);
+  int refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
+                : unit->fork_copy < 0 ? -unit->fork_copy
+                                      : os_open_secret (p, size);
   if (refused)
     {
-      os_release (p, size);
       ma_heap_refused (arena, MALLOC_ARENA_SECRETMEM, refused);
       ma_heap_refused (arena,
                        arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT

@@ -174,30 +174,43 @@ unlink_range (malloc_arena *arena, struct ma_unit *unit)
   pthread_mutex_unlock (&arena->lock);
 }
 
+/* A fork comes before or after both, the list and what the kernel knows: a child reserves again what it is
+ * told of, and what it has not must not be anybody's. Elsewhere the child has it all. */
+static void
+hold_fork (malloc_arena *arena, int hold)
+{
+  if (arena->is_secretmem || arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
+    (hold ? pthread_mutex_lock : pthread_mutex_unlock) (&arena->fork_lock);
+}
+
 /* The range back to the kernel and its units to the region. Its contents are wiped already. */
 static void
 close_range (malloc_arena *arena, struct ma_unit *unit)
 {
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
   char *start = ma_large_start (unit);
-  unlink_range (arena, unit);
   ma_heap_refund (arena, bytes);
   if (unit->is_locked)
     ma_heap_unlocked (arena, bytes);
-  if (ma_heap_close (start, bytes, unit->state) == 0)
+  hold_fork (arena, 1);
+  unlink_range (arena, unit);
+  int refused = ma_heap_close (start, bytes, unit->state);
+  if (refused)
     {
-      size_t units = unit->units;
-      unit->state = 0;
-      ma_region_give (unit, units);
-      if (arena->is_plain)
-        ma_region_forget (unit, units);
-      return;
+      /* No mapping can be split any more. The pages go back; the address space is not used again, as
+       * what the kernel was told of it could not be taken back. */
+      os_discard (start, bytes, unit->is_locked);
+      os_close (start, bytes);
+      ma_heap_lost (start, bytes, unit->state);
     }
   unit->state = 0;
-  /* No mapping can be split any more. The pages go back; the address space is not used again, as
-   * what the kernel was told of it could not be taken back. */
-  os_discard (start, bytes, unit->is_locked);
-  os_close (start, bytes);
+  hold_fork (arena, 0);
+  if (refused)
+    return;
+  size_t units = unit->units;
+  ma_region_give (unit, units);
+  if (arena->is_plain)
+    ma_region_forget (unit, units);
 }
 
 static void
@@ -240,8 +253,13 @@ open_range (struct ma_local *local, size_t pages, int *refused)
   unit->local = local;
   unit->tag = local->is_tagged ? unit->tag & 15 : 0;
   unit->state = 0;
+  unit->is_locked = 0;
+  atomic_store_explicit (&unit->large, MA_LARGE_FREED, memory_order_relaxed);
   char *start = ma_large_start (unit);
+  hold_fork (arena, 1);
   *refused = ma_heap_open (arena, start, bytes, &unit->state);
+  link_range (arena, unit);
+  hold_fork (arena, 0);
   if (*refused == 0)
     {
       int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
@@ -258,15 +276,12 @@ open_range (struct ma_local *local, size_t pages, int *refused)
     }
   if (*refused)
     {
-      ma_heap_refund (arena, bytes);
-      if (ma_heap_close (start, bytes, unit->state) == 0)
-        ma_region_give (unit, units);
+      close_range (arena, unit);
       return NULL;
     }
   add_tails (unit, 1, (uint32_t)units);
   unit->bin = bin_for (pages);
   unit->kind = MA_UNIT_LARGE;
-  link_range (arena, unit);
   return unit;
 }
 

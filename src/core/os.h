@@ -54,6 +54,10 @@ int os_close (void *p, size_t size);
 /* As first reserved: inaccessible, unlocked, its pages and guards gone, its advice forgotten, in one
  * step. Not a wipe: the pages are zeroed when the kernel gives them out again. */
 int os_release (void *p, size_t size);
+/* The same in a forked child, for what os_fork_absent left out of it: nothing else may come to lie there.
+ * The child has fewer mappings than its parent had, so that this fails only where the kernel is out of
+ * memory itself. */
+int os_fill_hole (void *p, size_t size);
 /* The same for anonymous memory (not secret memory, which keeps its pages) where os_release is
  * refused: at max_map_count the kernel makes no mapping, not even in the place of another. What the
  * memory was told is taken back step by step; where it is a mapping of its own no step splits one,

@@ -122,6 +122,12 @@ os_release (void *p, size_t size)
 }
 
 int
+os_fill_hole (void *p, size_t size)
+{
+  return os_release (p, size);
+}
+
+int
 os_restore (void *p, size_t size)
 {
   int refused = os_unlock (p, size);
