@@ -537,6 +537,9 @@ restore_larges (malloc_arena *arena)
       else if (unit->state & MA_UNIT_SECRET)
         {
           int is_freed = atomic_load (&unit->large) == MA_LARGE_FREED;
+          /* Freed since it was copied: not that. */
+          if (is_freed)
+            ma_heap_fork_done (unit);
           if (ma_heap_fork_restore (arena, unit, start, bytes) == 0)
             atomic_fetch_add (&arena->locked, bytes);
           else

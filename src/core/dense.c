@@ -1169,12 +1169,30 @@ ma_dense_forked (struct ma_local *local)
     ma_heap_fork_done (unit);
 }
 
+/* The copy was made before the fork, and other threads ran on until it: what they freed meanwhile is
+ * not wiped in it. */
+static void
+wipe_free (struct ma_unit *unit)
+{
+  for (unsigned at = 0; at * 64 < unit->avail; at++)
+    {
+      uint64_t free
+          = (unit->free[at] | atomic_load (&unit->remote[at])) & word_bits (at, 0, unit->avail);
+      for (; free; free &= free - 1)
+        ma_wipe_inline (unit->base
+                            + (at * 64 + (unsigned)__builtin_ctzl (free)) * (size_t)unit->slot,
+                        unit->slot);
+    }
+}
+
 static void
 restore_secret (malloc_arena *arena, struct ma_unit *unit)
 {
   if (ma_heap_fork_restore (arena, unit, unit->base, slab_bytes (arena)) == 0)
     {
       atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
+      if (unit->fork_copy > 0)
+        wipe_free (unit);
       return;
     }
   /* What lived there faults on touch, and nothing new is put there, nor where others freed. */
