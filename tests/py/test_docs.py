@@ -136,6 +136,15 @@ def test_the_examples_run(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_first_two_screens_of_the_readme_have_it_all() -> None:
+    screens = "\n".join((ROOT / "README.md").read_text().splitlines()[:80])
+    for needed in (
+        *("First-class malloc arenas", "Why not just call mmap", "make demo", "make test"),
+        *("```python", "```c", "## What it does not do", "threat-model.md"),
+    ):
+        assert needed in screens
+
+
 def test_every_relative_link_leads_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
