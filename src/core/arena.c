@@ -517,7 +517,7 @@ abandon (struct ma_local *local)
   for (struct ma_unit *heap = local->heaps; heap; heap = heap->heap_next)
     for (uint32_t i = 0; i < heap->heap_units; i++)
       if (heap[i].state != 0)
-        ma_heap_fill_hole (local->arena, heap[i].base, MA_UNIT);
+        ma_heap_fill_hole (heap[i].base, MA_UNIT);
   struct ma_local *next = local->next;
   struct ma_thread *owner = atomic_load (&local->owner);
   init_local (local, local->arena);
@@ -533,7 +533,7 @@ restore_larges (malloc_arena *arena)
       size_t bytes = unit->pages << MA_PAGE_SHIFT;
       char *start = ma_large_start (unit);
       if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
-        ma_heap_fill_hole (arena, start, bytes);
+        ma_heap_fill_hole (start, bytes);
       else if (unit->state & MA_UNIT_SECRET)
         {
           int is_freed = atomic_load (&unit->large) == MA_LARGE_FREED;
@@ -568,6 +568,7 @@ in_child (void)
 {
   struct ma_thread *self = ma_self;
   unlock_all ();
+  ma_heap_fill_lost ();
   for (struct ma_thread *thread = threads; thread;)
     {
       struct ma_thread *next = thread->next;

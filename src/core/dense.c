@@ -368,7 +368,7 @@ take_heap (struct ma_local *local, size_t n)
       if (ma_heap_close (first->base, n * MA_UNIT, state) == 0)
         ma_region_give (first, n);
       else
-        ma_heap_lost (first->base, n * MA_UNIT, state);
+        ma_heap_lost (first, n, state);
       return 0;
     }
   first->heap_units = (uint32_t)n;
@@ -1210,7 +1210,7 @@ restore_idle (struct ma_local *local)
   for (struct ma_unit *unit = local->idle; unit; unit = unit->next)
     if (unit->state & MA_UNIT_SECRET)
       {
-        ma_heap_fill_hole (local->arena, unit->base, MA_UNIT);
+        ma_heap_fill_hole (unit->base, MA_UNIT);
         unit->state = 0;
       }
 }
@@ -1272,6 +1272,6 @@ ma_dense_end (struct ma_local *local)
         if (heap[i].state == 0)
           ma_region_give (heap + i, 1);
         else
-          ma_heap_lost (heap[i].base, MA_UNIT, heap[i].state);
+          ma_heap_lost (heap + i, 1, heap[i].state);
     }
 }

@@ -207,26 +207,40 @@ ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, siz
   unit->fork_copy = copy >= 0 ? copy + 1 : copy;
 }
 
+static struct ma_unit *lost; /* guarded by the region's lock */
+
 void
-ma_heap_lost (void *p, size_t size, uint8_t state)
+ma_heap_lost (struct ma_unit *unit, size_t n, uint8_t state)
 {
-  if (state & MA_UNIT_FORK_ABSENT)
-    os_fork_copied (p, size);
+  if (!(state & MA_UNIT_FORK_ABSENT))
+    return;
+  ma_region_lock ();
+  unit->units = (uint32_t)n;
+  unit->next = lost;
+  lost = unit;
+  ma_region_unlock ();
 }
 
 void
-ma_heap_fill_hole (malloc_arena *arena, void *p, size_t size)
+ma_heap_fill_hole (void *p, size_t size)
 {
   if (os_fill_hole (p, size))
-    ma_fatal ("out of memory: a forked child cannot reserve the memory of arena \"", arena->name,
-              "\" again", NULL);
+    ma_fatal ("out of memory: a forked child cannot reserve the place of its parent's arenas",
+              NULL);
+}
+
+void
+ma_heap_fill_lost (void)
+{
+  for (struct ma_unit *unit = lost; unit; unit = unit->next)
+    ma_heap_fill_hole (unit->base, (size_t)unit->units << MA_UNIT_SHIFT);
 }
 
 int
 ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size)
 {
   /* The hole first, or the new mapping is made in it, and has then nowhere to go. */
-  ma_heap_fill_hole (arena, p, size);
+  ma_heap_fill_hole (p, size);
   int refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
                 : unit->fork_copy < 0 ? -unit->fork_copy
                                       : os_open_secret (p, size);

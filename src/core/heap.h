@@ -123,11 +123,12 @@ int ma_heap_lock_again (malloc_arena *arena, void *p, size_t size, uint8_t state
 /* Secret memory over fork. Before it: a copy for the child where it is to have one (the unit's
  * fork_copy). After it, in the child: the copy, or new zeros, in place of the hole; 0, or the errno with
  * the hole reserved again. At the end, in both: the copy dropped. */
-/* Of memory that could not be closed and is not used again: a child has it too, so that nothing else
- * comes to lie there. */
-void ma_heap_lost (void *p, size_t size, uint8_t state);
+/* N units that could not be closed, of which STATE tells what the kernel still holds, are not used again.
+ * Nothing else may come to lie there in a forked child either, which reserves what it does not have. */
+void ma_heap_lost (struct ma_unit *unit, size_t n, uint8_t state);
+void ma_heap_fill_lost (void);
 /* In a child, address space that its parent's memory is absent from, reserved again. */
-void ma_heap_fill_hole (malloc_arena *arena, void *p, size_t size);
+void ma_heap_fill_hole (void *p, size_t size);
 void ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, size_t size);
 int ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size);
 void ma_heap_fork_done (struct ma_unit *unit);

@@ -201,7 +201,7 @@ close_range (malloc_arena *arena, struct ma_unit *unit)
        * what the kernel was told of it could not be taken back. */
       os_discard (start, bytes, unit->is_locked);
       os_close (start, bytes);
-      ma_heap_lost (start, bytes, unit->state);
+      ma_heap_lost (unit, unit->units, unit->state);
     }
   unit->state = 0;
   hold_fork (arena, 0);
