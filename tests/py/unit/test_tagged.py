@@ -1,5 +1,5 @@
-"""HEAP_TAGGED: objects and buffers in memory whose tags the CPU checks, and what is said where it does
-not."""
+"""HEAP_TAGGED: objects and buffers in memory whose tags the CPU checks, and what is said where it
+does not."""
 
 from __future__ import annotations
 
