@@ -350,10 +350,29 @@ ma_arena_check (const malloc_arena *arena)
     ma_fatal_block ("invalid arena", arena, NULL);
 }
 
+/* Enters of the ordinary malloc that no memory was left to note down: as nothing else is active in such
+ * a thread, only their leaves must be let through. */
+static _Atomic unsigned unnoted;
+
+static int
+is_unnoted (const malloc_arena *arena)
+{
+  unsigned count = atomic_load (&unnoted);
+  while (arena == NULL && count != 0)
+    if (atomic_compare_exchange_weak (&unnoted, &count, count - 1))
+      return 1;
+  return 0;
+}
+
 static __attribute__ ((noinline, cold)) void
 enter_slow (malloc_arena *arena)
 {
   struct ma_thread *thread = this_thread ();
+  if (thread == NULL && arena == NULL)
+    {
+      atomic_fetch_add (&unnoted, 1);
+      return;
+    }
   struct ma_local *local = arena ? ma_local_of (arena) : NULL;
   if (arena && local == NULL && errno == ENOTSUP)
     ma_fatal ("no memory tags: arena \"", arena->name,
@@ -410,7 +429,11 @@ ma_arena_leave (malloc_arena *arena)
   struct ma_thread *thread = ma_self;
   if (unlikely (thread == NULL || thread->depth == 0
                 || thread->frames[thread->depth - 1].arena != arena))
-    ma_fatal ("unmatched leave: arena \"", arena ? arena->name : "ordinary", "\"", NULL);
+    {
+      if (is_unnoted (arena))
+        return;
+      ma_fatal ("unmatched leave: arena \"", arena ? arena->name : "ordinary", "\"", NULL);
+    }
   struct ma_frame *frame = &thread->frames[thread->depth - 1];
   if (--frame->count != 0)
     return;
@@ -653,6 +676,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       errno = refused;
       return NULL;
     }
+  static uint32_t serial;
   pthread_mutex_lock (&table_lock);
   unsigned place = MA_ARENAS;
   for (unsigned i = 0; i < MA_ARENAS && place == MA_ARENAS; i++)
@@ -663,6 +687,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
     {
       memset (arena, 0, sizeof *arena);
       arena->index = place;
+      arena->serial = ++serial;
       arena->kind = options->kind;
       arena->lock_policy = options->lock;
       arena->fork_policy = options->fork;
@@ -761,6 +786,7 @@ ma_arena_delete (malloc_arena *arena)
   for (struct ma_thread *thread = threads; thread; thread = thread->next)
     thread->locals[arena->index] = NULL;
   arena->magic = 0;
+  arena->serial = 0; /* no name any more for what was in it */
   ma_arena_table[arena->index] = NULL;
   put_arena (arena);
   pthread_mutex_unlock (&table_lock);

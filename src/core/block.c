@@ -92,11 +92,12 @@ ma_aligned (struct ma_local *local, size_t size, size_t align)
 static _Noreturn void
 no_block (struct ma_unit *unit, const void *p)
 {
+  const malloc_arena *arena = unit->local ? unit->local->arena : NULL;
   /* Units keep what they were last: a large block that was unmapped at its free is still known. */
   if (unit->kind == MA_UNIT_FREE && unit->local != NULL && unit->units != 0
       && unit->block == ma_tagged (p, 0) && atomic_load (&unit->large) == MA_LARGE_FREED)
-    ma_fatal_block ("double free", p, unit->local->arena->name);
-  ma_fatal_block ("invalid free", p, unit->kind == MA_UNIT_FREE ? NULL : unit->local->arena->name);
+    ma_fatal_block ("double free", p, arena->serial == unit->serial ? arena->name : NULL);
+  ma_fatal_block ("invalid free", p, unit->kind == MA_UNIT_FREE ? NULL : arena->name);
 }
 
 MA_HOT void

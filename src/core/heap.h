@@ -32,7 +32,8 @@ enum ma_use
 struct malloc_arena
 {
   uint64_t magic;
-  unsigned index; /* in the table of arenas and in each thread's locals */
+  unsigned index;  /* in the table of arenas and in each thread's locals */
+  uint32_t serial; /* no other arena's */
   unsigned kind;
   unsigned lock_policy;
   unsigned fork_policy;

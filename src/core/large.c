@@ -251,6 +251,7 @@ open_range (struct ma_local *local, size_t pages, int *refused)
   unit->pages = pages;
   unit->end = unit->base + bytes;
   unit->local = local;
+  unit->serial = arena->serial;
   unit->tag = local->is_tagged ? unit->tag & 15 : 0;
   unit->state = 0;
   unit->is_locked = 0;

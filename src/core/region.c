@@ -10,10 +10,12 @@ union ma_sealed_page ma_sealed_page __attribute__ ((aligned (MA_PAGE_MOST)));
 
 /* runtime.h's name for the page's first member. In assembly: to the compiler two objects do not lie in
  * the same place, and its address sanitizer puts a fence between them. */
-__asm__ (".globl ma_region\n\t"
-         ".type ma_region, %object\n\t"
-         ".size ma_region, 16\n\t"
-         ".set ma_region, ma_sealed_page");
+__asm__ (
+    ".globl ma_region\n\t"
+    ".protected ma_region\n\t" /* no copy in a program, which would stay as it is at the start */
+    ".type ma_region, %object\n\t"
+    ".size ma_region, 16\n\t"
+    ".set ma_region, ma_sealed_page");
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -25,6 +27,10 @@ static size_t high; /* first unit of large blocks to look at */
 
 static char *pool;
 static size_t pool_left;
+enum
+{
+  POOL_MORE = 1 << 20 /* mapped when it is used up: some ten threads' worth */
+};
 
 /* The sizes of a slab's blocks: by how many slots it has it uses a place in one of four tables, as
  * what few slots need of a page each would be as much as a tenth of the blocks. None is a multiple of
@@ -310,6 +316,11 @@ ma_pool (size_t size)
     {
       if (os_map (os_round_up (size, MA_PAGE), &p))
         p = NULL;
+    }
+  else if (size > pool_left && os_map (POOL_MORE, &p) == 0)
+    {
+      pool = (char *)p + size;
+      pool_left = POOL_MORE - size;
     }
   else if (size <= pool_left)
     {

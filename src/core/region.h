@@ -118,6 +118,7 @@ struct ma_unit
       uint32_t units; /* of the run */
       uint32_t back;  /* of a tail: units back to the first */
       unsigned bin;
+      uint32_t serial; /* of the arena, which may be gone when the unit still tells of the block */
       int is_locked;
       unsigned tag; /* of the block, or of the last one */
     };
@@ -182,7 +183,7 @@ uint16_t *ma_region_sizes (const struct ma_unit *unit, size_t slots);
 /* And, by slot, the tag of its block, or of the last one (see tag.h); 0: none so far. */
 uint8_t *ma_region_tags (const struct ma_unit *unit);
 
-/* Zeroed metadata that is never given back to the kernel; NULL when the pool is used up. */
+/* Zeroed metadata that is never given back to the kernel; NULL where that has no more. */
 void *ma_pool (size_t size);
 
 /* For fork: nobody is inside while it is held. */

@@ -43,6 +43,51 @@ within (size_t limit)
   CHECK_EQUAL (check_stats (arena).live_blocks, 0);
 }
 
+/* Whatever little is left, there is an answer: an arena that works, or ENOMEM. */
+static void *
+use (void *arena)
+{
+  malloc_arena_enter (NULL);
+  malloc_arena_leave (NULL);
+  if (arena == NULL)
+    return NULL;
+  for (size_t size = 10; size < (size_t)64 << 20; size *= 3)
+    {
+      char *p = malloc_arena (arena, malloc, size);
+      if (p != NULL)
+        memset (p, 1, size < 9000 ? size : 9000);
+      else
+        CHECK_EQUAL (errno, ENOMEM);
+      free (p);
+    }
+  return NULL;
+}
+
+static void
+with_room (void *room)
+{
+  size_t limit = check_status ("VmSize") + (size_t)room;
+  struct rlimit lower = { limit, limit };
+  CHECK_EQUAL (setrlimit (RLIMIT_AS, &lower), 0);
+  static const unsigned kinds[] = { HEAP_SECURE, HEAP_DEFAULT, HEAP_SECURE | HEAP_ISOLATED };
+  malloc_arena_enter (NULL);
+  for (unsigned i = 0; i < 3; i++)
+    {
+      struct malloc_arena_options options = { .size = sizeof options, .kind = kinds[i] };
+      errno = 0;
+      malloc_arena *arena = malloc_arena_new (&options);
+      if (arena == NULL)
+        CHECK_EQUAL (errno, ENOMEM);
+      use (arena);
+      pthread_t thread;
+      if (pthread_create (&thread, NULL, use, arena) == 0)
+        pthread_join (thread, NULL);
+      if (arena != NULL)
+        CHECK_EQUAL (malloc_arena_delete (arena), 0);
+    }
+  malloc_arena_leave (NULL);
+}
+
 int
 main (int argc, char **argv)
 {
@@ -60,6 +105,14 @@ main (int argc, char **argv)
       if (outcome.exit_code != 0)
         CHECK_FAIL ("%s MiB: exit %d, signal %d: %s", megabytes[i], outcome.exit_code,
                     outcome.signal, outcome.text);
+    }
+  for (size_t room = 0; room < (size_t)120 << 20;
+       room += room < (size_t)1 << 20 ? 8192 : 1234 << 10)
+    {
+      struct check_outcome outcome = check_child (with_room, (void *)room);
+      if (outcome.exit_code != 0)
+        CHECK_FAIL ("%zu bytes of room: exit %d, signal %d", room, outcome.exit_code,
+                    outcome.signal);
     }
   return 0;
 }
