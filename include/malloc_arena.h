@@ -29,6 +29,9 @@
 #define MALLOC_ARENA_VERSION_PATCH 0
 
 #ifdef __cplusplus
+#pragma GCC diagnostic push
+/* A function may have the name of a struct, as stat has; g++ takes that for shadowing. */
+#pragma GCC diagnostic ignored "-Wshadow"
 extern "C" {
 #define MALLOC_ARENA_NOTHROW noexcept (true)
 #else
@@ -111,8 +114,10 @@ struct malloc_arena_receipt
   unsigned requested;                  /* MALLOC_ARENA_... */
   unsigned obtained;                   /* MALLOC_ARENA_... */
   int reason[MALLOC_ARENA_PROPERTIES]; /* by bit number: errno of what was refused, else 0 */
-  size_t mapped_bytes;                 /* accessible memory, guard pages not counted */
-  size_t locked_bytes;                 /* of these, locked */
+  size_t mapped_bytes; /* of the pages opened for blocks, used or not, until they are given back: also
+                        * those of freed blocks that wait, maybe closed, for their next use, and what a
+                        * secure slab gave back empty, as it stays locked; no guards */
+  size_t locked_bytes; /* of these, locked */
 };
 int malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
     MALLOC_ARENA_NOTHROW; /* 0, or -1 with EINVAL */
@@ -206,8 +211,10 @@ void malloc_arena_scrub (size_t bytes) MALLOC_ARENA_NOTHROW;
  * calloc, realloc, reallocarray, aligned_alloc, memalign, posix_memalign, valloc, pvalloc, or one of
  * the C library's routines that return malloc'ed memory: strdup, strndup, asprintf, vasprintf,
  * getline, getdelim, wcsdup, realpath, open_memstream (whose stream allocates in the arena while it
- * is opened only). Returns what ROUTINE returns. Aborts when ROUTINE, or this process's free, is
- * another implementation's: the block would end up in the wrong free.
+ * is opened only). Returns what ROUTINE returns. Aborts when ROUTINE, or this process's malloc or
+ * free, is another implementation's: the block would end up in the wrong free. So it is where only a
+ * library uses arenas: the C library then comes first in the order of symbols. The program itself has
+ * to be linked with -lmalloc_arena, or started with LD_PRELOAD=libmalloc_arena.so.
  *
  * A function-like macro: the type's name, which is the same, is left alone. */
 typedef void *(*malloc_arena_size_routine) (size_t);
@@ -251,6 +258,7 @@ FILE *malloc_arena_call_memstream (malloc_arena *, malloc_arena_memstream_routin
 
 #ifdef __cplusplus
 } /* extern "C" */
+#pragma GCC diagnostic pop
 
 /* One overload per routine type; a noexcept routine converts to these. */
 #define MALLOC_ARENA_OVERLOAD(result, call, routine_type, params, args)                            \

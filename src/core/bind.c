@@ -130,14 +130,23 @@ is_allocating (const char *name)
   return 0;
 }
 
+/* Aborts unless the program's calls of NAME, which go to ROUTINE, end in our object. */
+static void
+check_first (const char *name, const void *routine, const void *ours)
+{
+  if (object_of (routine) != ours)
+    ma_fatal ("foreign ", name, ": ", name, " is ", path_of (routine), "'s, the arena is ",
+              path_of ((const void *)ma_bind_check),
+              "'s: link the program itself with that, or put it first in LD_PRELOAD", NULL);
+}
+
 static __attribute__ ((noinline, cold)) void
 check_slow (const void *routine)
 {
   const void *ours = object_of ((const void *)ma_bind_check);
-  const void *free_routine = definition (LINKED (free));
-  if (object_of (free_routine) != ours)
-    ma_fatal ("foreign free: free is ", path_of (free_routine), "'s, the arena is ",
-              path_of ((const void *)ma_bind_check), "'s", NULL);
+  /* A whole other implementation in front is called by the name of its malloc. */
+  check_first ("malloc", definition (LINKED (malloc)), ours);
+  check_first ("free", definition (LINKED (free)), ours);
   Dl_info info = { 0 };
   const ElfW (Sym) *symbol = NULL;
   const void *target = routine;
@@ -163,6 +172,12 @@ check_slow (const void *routine)
     }
   ma_fatal ("foreign routine: ", name ? name : "the routine", " is ", path_of (target),
             "'s, the arena is ", path_of ((const void *)ma_bind_check), "'s", NULL);
+}
+
+int
+ma_bind_together (const void *a, const void *b)
+{
+  return object_of (a) == object_of (b);
 }
 
 void

@@ -11,4 +11,7 @@
 /* Aborts, naming both shared objects, unless ROUTINE and the process's free are ours. */
 void ma_bind_check (void (*routine) (void));
 
+/* Whether the code at A and at B is the same object's. */
+int ma_bind_together (const void *a, const void *b);
+
 #endif

@@ -315,11 +315,53 @@ calloc (size_t n, size_t size)
   return ma_zalloc (local, bytes);
 }
 
+/* Whether the next malloc's blocks are known to the malloc_usable_size that was found: an
+ * implementation may have none, and the C library's, found in its place, would take its blocks for
+ * its own. */
+static int
+is_size_known (void)
+{
+  static _Atomic int known; /* 0: not looked yet; 1: no; 2: yes */
+  int answer = atomic_load_explicit (&known, memory_order_relaxed);
+  if (answer == 0)
+    {
+      answer = 1 + ma_bind_together (*(void **)&real.malloc, *(void **)&real.malloc_usable_size);
+      atomic_store_explicit (&known, answer, memory_order_relaxed);
+    }
+  return answer == 2;
+}
+
+/* Where nobody can tell the old size the block is resized outside first: then it has SIZE bytes at
+ * least. What that leaves behind elsewhere is not wiped. */
+static void *
+move_in_blindly (struct ma_local *local, void *p, size_t size)
+{
+  if (size == 0)
+    {
+      next.routine.free (p);
+      return NULL;
+    }
+  void *q = ma_alloc (local, size);
+  void *outside = q != NULL ? next.routine.realloc (p, size) : NULL;
+  if (outside == NULL)
+    {
+      if (q != NULL)
+        ma_release (q);
+      return NULL;
+    }
+  memcpy (q, outside, size);
+  ma_wipe_inline (outside, size);
+  next.routine.free (outside);
+  return q;
+}
+
 /* An ordinary block that is resized while an arena is active moves in, and its old place is wiped:
  * it may hold the beginning of what the arena is for. */
 static void *
 move_in (struct ma_local *local, void *p, size_t size)
 {
+  if (unlikely (!is_size_known ()))
+    return move_in_blindly (local, p, size);
   size_t before = next.routine.malloc_usable_size (p);
   void *q = NULL;
   if (size != 0)

@@ -20,7 +20,8 @@ struct ma_local; /* one thread's part of one arena */
  * one load; one word, so that a late dlopen finds room for it. Written by enter and leave only. */
 extern MA_EXPORT __thread struct ma_local *ma_active __attribute__ ((tls_model ("initial-exec")));
 
-/* The reserved range that holds every arena block; both 0 before the first arena. Set once. */
+/* The reserved range that holds every arena block; both 0 before the first arena. Set once. To be read
+ * from position-independent code (-fPIC, not -fPIE) or by dlsym: other programs do not link. */
 struct ma_region
 {
   uintptr_t base;

@@ -171,7 +171,7 @@ def build_program(compiler: str, standard: str, flags: Sequence[str], where: Pat
     for name, text in {"listing": LISTING, "other": OTHER, "main": MAIN}.items():
         names.append(where / (name + suffix))
         names[-1].write_text(text)
-    strict = [f"-std={standard}", "-O2", "-Wall", "-Wextra", "-Werror"]
+    strict = [f"-std={standard}", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror"]
     run([need(compiler), *strict, *names, "-o", where / "program", *flags])
     return where / "program"
 
@@ -251,6 +251,20 @@ def test_the_library_is_linked_as_an_allocator_must_be(package: Path) -> None:
     assert "TLSDESC" not in relocations
 
 
+def test_no_program_gets_a_copy_of_the_region(package: Path, tmp_path: Path) -> None:
+    """The library would never look at it again."""
+    library = package / "lib" / "libmalloc_arena.so"
+    source = tmp_path / "reads.c"
+    source.write_text(
+        "extern struct { unsigned long base, size; } ma_region;\n"
+        "int main (void) { return ma_region.size != 0; }\n"
+    )
+    build = [need("cc"), "-fPIC", source, library, "-o", tmp_path / "reads"]
+    run(build)
+    build[1] = "-fPIE"
+    assert "copy reloc" in subprocess.run(build, capture_output=True, text=True).stderr
+
+
 def test_the_extension_finds_its_own_library_and_stays(package: Path) -> None:
     (extension,) = package.glob("_core.cpython-*.so")
     dynamic = run([need("readelf"), "-dW", extension])
@@ -294,7 +308,7 @@ def test_the_library_builds_for_aarch64(tmp_path: Path) -> None:
     assert re.search(r"Machine:\s+AArch64", header)
 
 
-@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
+@pytest.mark.parametrize("sanitizer", ["address", "thread", "undefined"])
 def test_the_library_builds_with_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     meson("setup", tmp_path, "-Dpython=false", "-Dwerror=true", f"-Db_sanitize={sanitizer}")
     meson("compile", "-C", tmp_path)

@@ -77,7 +77,7 @@ def _judge(target: Target, loaded: Objects) -> Finding:
             "fail",
             f"the malloc of {owner.path} stands in front of {front.path}",
             "What C code allocates never gets into an arena, and malloc_arena() aborts with "
-            '"foreign free". Behind the arena library any whole malloc is welcome.',
+            '"foreign malloc". Behind the arena library any whole malloc is welcome.',
             _to_the_front(target, loaded, owner),
         )
     behind = split(loaded.behind(front), (), NEXT)

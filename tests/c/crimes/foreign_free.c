@@ -2,7 +2,7 @@
  *
  * with LD_PRELOAD=$FOREIGN_FREE
  *
- * secure isolated at bind: malloc_arena: foreign free: free is PATHforeign_free.so's, the arena is PATHlibmalloc_arena.so's
+ * secure isolated at bind: malloc_arena: foreign free: free is PATHforeign_free.so's, the arena is PATHlibmalloc_arena.so's: link the program itself with that, or put it first in LD_PRELOAD
  */
 #include "crime.h"
 

@@ -2,7 +2,7 @@
  *
  * with LD_PRELOAD=$FOREIGN_MALLOC
  *
- * secure isolated at bind: malloc_arena: foreign free: free is PATHforeign_malloc.so's, the arena is PATHlibmalloc_arena.so's
+ * secure isolated at bind: malloc_arena: foreign malloc: malloc is PATHforeign_malloc.so's, the arena is PATHlibmalloc_arena.so's: link the program itself with that, or put it first in LD_PRELOAD
  */
 #include "crime.h"
 
