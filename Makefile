@@ -2,6 +2,8 @@
 # make budget    a JSON document too large for the memory that its parser is given
 # make test      C tests, lint, Python tests
 # make test-all  the same, with the Python tests on each of 3.11, 3.12, 3.13 that is found
+# make test-aarch64      the tests for 64-bit Arm under qemu; WHAT=c or WHAT=python for a part
+# make tagged            what memory tags stop: HEAP_TAGGED, glibc and Scudo side by side
 # make wheel     dist/: the sdist, and a manylinux wheel for each Python found
 # make release-check  the same, built twice, installed into empty environments, with an SBOM
 # make threat-model      every promise of docs/threat-model.md, its tests, and their controls
@@ -20,8 +22,8 @@ MAKEFLAGS += --no-print-directory
 
 C_FILES = $(shell find $(wildcard include src tests examples benchmarks fuzz) -name '*.[ch]' -o -name '*.cpp')
 
-.PHONY: demo budget test test-all threat-model soak ready ctest pytest lint format bench \
-  docs man wheel release-check clean
+.PHONY: demo budget test test-all test-aarch64 tagged threat-model soak ready ctest pytest lint \
+  format bench docs man wheel release-check clean
 
 demo: ready
 	@malloc-arena demo
@@ -50,6 +52,14 @@ soak: ready
 	@meson compile -C build soak
 	@build/tests/c/soak --minutes $(MINUTES)
 	@SOAK_SECONDS=$$(($(MINUTES) * 6)) pytest -q -s --timeout=0 tests/py/integration/test_soak.py
+
+WHAT ?= all
+test-aarch64: ready
+	@sh .ci/aarch64 build-aarch64 $(WHAT)
+
+tagged: ready
+	@sh .ci/aarch64 build-aarch64 tree
+	@python benchmarks/tagged.py
 
 lint: ready
 	@ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -188,6 +189,17 @@ def has_tags() -> bool:
     with Path("/proc/self/auxv").open("rb") as file:
         vector = dict(struct.iter_unpack("QQ", file.read()))
     return os.uname().machine == "aarch64" and bool(vector.get(26, 0) >> 18 & 1)
+
+
+def is_emulated() -> bool:
+    """Whether a user-mode emulator stands for the kernel: it takes any advice (madvise), and does
+    nothing, so that memory is neither left out of dumps nor wiped in forked children."""
+    return ctypes.CDLL(None).madvise(None, ctypes.c_size_t(0), -1) == 0
+
+
+on_a_kernel = pytest.mark.skipif(
+    is_emulated(), reason="the emulator of this kernel ignores what it is told of memory (madvise)"
+)
 
 
 def memory(address: int, size: int) -> bytes:

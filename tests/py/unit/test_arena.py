@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import malloc_arena
-from conftest import empty, mappings
+from conftest import empty, mappings, on_a_kernel
 from malloc_arena import (
     HEAP_DEFAULT,
     HEAP_ISOLATED,
@@ -69,6 +69,7 @@ def test_bad_options(arguments: dict[str, Any]) -> None:
         Arena(HEAP_SECURE, "positional")  # type: ignore[call-arg]
 
 
+@on_a_kernel
 def test_receipt(own: Arena) -> None:
     receipt = own.receipt
     assert receipt.kind == HEAP_SECURE
@@ -87,6 +88,7 @@ def test_receipt(own: Arena) -> None:
         receipt.locked = False  # type: ignore[misc]
 
 
+@on_a_kernel
 def test_pages_are_what_the_receipt_says(own: Arena) -> None:
     with own:
         kept = [bytes(size) for size in (10, 100, 1000, 3000, 100_000)]
@@ -101,6 +103,7 @@ def test_pages_are_what_the_receipt_says(own: Arena) -> None:
     del kept, obj, maps, mapping
 
 
+@on_a_kernel
 def test_lock_off_is_said() -> None:
     arena = Arena(HEAP_SECURE, lock="off")
     receipt = arena.receipt
