@@ -366,9 +366,27 @@ combined (void)
   CHECK (fault_of (bare (p), false) != 0);
 }
 
-int
-main (void)
+/* Option tag_check=async: the bad access is done, and the next system call ends the program. */
+static void
+later (void)
 {
+  char *p = malloc_arena (malloc_arena_get (HEAP_TAGGED), malloc, 64);
+  CHECK_EQUAL (prctl (GET_CONTROL, 0, 0, 0, 0) & 7, 5);
+  volatile char *byte = check_hide (p);
+  byte[64] = 1;
+  for (unsigned i = 0; i < 100; i++)
+    syscall (SYS_getppid);
+}
+
+int
+main (int argc, char **argv)
+{
+  (void)argv;
+  if (argc > 1)
+    {
+      later ();
+      return 0;
+    }
   if (!(getauxval (AT_HWCAP2) & 1 << 18))
     {
       errno = 0;
@@ -399,6 +417,9 @@ main (void)
   CHECK (check_all (p, 0x21, 500));
   free (p);
   combined ();
+  static const char *const is_async[]
+      = { "MALLOC_ARENA_OPTIONS=region_size=1G,tag_check=async", NULL };
+  CHECK_EQUAL (check_again ("later", is_async).signal, SIGSEGV);
   CHECK_EQUAL (check_stats (shared).live_blocks, 0);
   return 0;
 }
