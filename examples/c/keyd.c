@@ -4,9 +4,6 @@
  *
  * A client sends 32 bytes and gets "yes" or "no". SIGHUP reads the file again, SIGTERM ends. The key
  * and what clients send are in arenas only: they are locked, in no core dump, and wiped when freed. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* ppoll */
-#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc_arena.h>
@@ -16,8 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -25,18 +24,6 @@ enum
 {
   KEY_BYTES = 32
 };
-
-static volatile sig_atomic_t read_again;
-static volatile sig_atomic_t end;
-
-static void
-on_signal (int number)
-{
-  if (number == SIGHUP)
-    read_again = 1;
-  else
-    end = 1;
-}
 
 /* Reads all KEY_BYTES, by read(2): a FILE would keep what it read in a buffer of its own. */
 static bool
@@ -137,23 +124,29 @@ main (int argc, char **argv)
       return 1;
     }
 
-  /* They are let through only where it waits: none comes between a look at the flag and the wait. */
-  sigset_t waiting, held;
-  sigemptyset (&held);
-  sigaddset (&held, SIGHUP);
-  sigaddset (&held, SIGTERM);
-  sigprocmask (SIG_BLOCK, &held, &waiting);
-  struct sigaction action = { .sa_handler = on_signal };
-  sigaction (SIGHUP, &action, NULL);
-  sigaction (SIGTERM, &action, NULL);
+  sigset_t handled;
+  sigemptyset (&handled);
+  sigaddset (&handled, SIGHUP);
+  sigaddset (&handled, SIGTERM);
+  sigprocmask (SIG_BLOCK, &handled, NULL);
   signal (SIGPIPE, SIG_IGN);
+  struct pollfd wait[] = { { .fd = signalfd (-1, &handled, SFD_CLOEXEC), .events = POLLIN },
+                           { .fd = listener, .events = POLLIN } };
   puts ("ready");
   fflush (stdout);
-  while (!end)
+  for (;;)
     {
-      if (read_again)
+      struct signalfd_siginfo signal_info;
+      int client;
+      if (poll (wait, 2, -1) < 0)
+        continue;
+      /* Signals first: who connects after a SIGHUP is asked for the new key. */
+      if (wait[0].revents)
         {
-          read_again = 0;
+          if (read (wait[0].fd, &signal_info, sizeof signal_info) != sizeof signal_info)
+            continue;
+          if (signal_info.ssi_signo == SIGTERM)
+            break;
           unsigned char *fresh = load (keys, argv[1]);
           if (fresh)
             {
@@ -161,16 +154,13 @@ main (int argc, char **argv)
               key = fresh;
             }
         }
-      struct pollfd ready = { .fd = listener, .events = POLLIN };
-      if (ppoll (&ready, 1, NULL, &waiting) <= 0)
-        continue;
-      int client = accept (listener, NULL, NULL);
-      if (client < 0)
-        continue;
-      struct timeval patience = { .tv_sec = 5 };
-      setsockopt (client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-      serve (keys, client, key);
-      close (client);
+      else if ((client = accept (listener, NULL, NULL)) >= 0)
+        {
+          struct timeval patience = { .tv_sec = 5 };
+          setsockopt (client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+          serve (keys, client, key);
+          close (client);
+        }
     }
 
   free (key); /* wiped, and unmapped */

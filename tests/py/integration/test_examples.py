@@ -261,7 +261,7 @@ def test_keyd(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> No
     program, file, path = (tmp_path / name for name in ("keyd", "key", "socket"))
     subprocess.run(
         [
-            *(compiler, "-std=c17", "-Wall", "-Wextra", "-Werror", "-O2"),
+            *(compiler, "-std=gnu17", "-Wall", "-Wextra", "-Werror", "-O2"),
             *(EXAMPLES / "c" / "keyd.c", "-o", program, *flags),
         ],
         check=True,
