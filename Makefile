@@ -91,7 +91,7 @@ test-all: ready
 	@$(MAKE) test
 
 docs: ready
-	@sphinx-build -q -W --keep-going -b html docs build-docs/html
+	@sphinx-build -q -E -W --keep-going -b html docs build-docs/html
 	@echo "docs: build-docs/html/index.html"
 
 man: ready

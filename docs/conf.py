@@ -52,8 +52,9 @@ def pages(app: Sphinx, page: str, source: list[str]) -> None:
         text = text.replace("@rest@", "\n".join(rest))
     elif page == "cli":
         text = text.replace("@help@", "\n\n".join(_help()))
+    here = (HERE / page).parent
     # A file of the repository that is no page: its name. One that is not there is a warning.
-    source[0] = re.sub(r"\[([^]]+)\]\((\.\./[^)#]+)\)", _outside, text)
+    source[0] = re.sub(r"\[([^]]+)\]\(((?:\.\./)+[^)#]+)\)", lambda m: _outside(m, here), text)
 
 
 def _help() -> Iterator[str]:
@@ -66,11 +67,11 @@ def _from_here(target: str) -> str:
     return target if (HERE / target.split("#")[0]).exists() else f"../{target}"
 
 
-def _outside(link: re.Match[str]) -> str:
-    if link[2] == "../README.md":
-        return f"[{link[1]}](readme.md)"
-    path = (HERE / link[2]).resolve()
-    if not path.exists():
+def _outside(link: re.Match[str], here: Path) -> str:
+    path = (here / link[2]).resolve()
+    if path == ROOT / "README.md":
+        return f"[{link[1]}](/readme.md)"
+    if not path.exists() or path.is_relative_to(HERE):
         return link[0]
     name = f"`{path.relative_to(ROOT)}`"
     return name if link[1].strip("`") in name else f"{link[1]} ({name})"
