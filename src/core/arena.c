@@ -180,11 +180,18 @@ ma_stack_room (const char *p, size_t bytes)
     {
       os_first_stack (&low, &end);
       if (p < low || p >= end)
-        find_stack (thread, &low, &end);
+        {
+          if (thread != NULL && thread->is_asking)
+            return 0;
+          if (thread != NULL)
+            thread->is_asking = 1;
+          find_stack (thread, &low, &end);
+        }
       if (thread != NULL)
         {
           thread->stack = low;
           thread->stack_end = end;
+          thread->is_asking = 0;
         }
     }
   if (p < low + SPARE || p >= end)

@@ -377,8 +377,8 @@ mask_signals (int how)
 static void
 let_signals_in (void)
 {
-  malloc_arena_enter (NULL);
-  malloc_arena_leave (NULL);
+  malloc_arena_enter (arenas[2]);
+  malloc_arena_leave (arenas[2]);
   mask_signals (SIG_UNBLOCK);
 }
 

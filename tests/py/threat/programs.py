@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import copies
+from conftest import copies, mappings
 from malloc_arena.cli.config import Config
 
 # As the program and the scripts make it; neither has it in one piece.
@@ -132,9 +132,14 @@ class Story:
         out, err = self.process.communicate("\n", timeout=120)
         return self.process.returncode, out, err
 
-    def copies(self, pid: int | None = None) -> int:
-        """How often the secret is in the memory of it, or of its child."""
-        return len(copies(pid or self.pid, NEEDLE))
+    def copies(self, pid: int | None = None, stack: bool = True) -> int:
+        """How often the secret is in the memory of it, or of its child; without STACK not on the
+        stack, where registers of a copy may be saved."""
+        pid = pid or self.pid
+        stacks = [each for each in mappings(pid) if each.name == "[stack]" and not stack]
+        return sum(
+            not any(each.start <= at < each.end for each in stacks) for at in copies(pid, NEEDLE)
+        )
 
 
 # ---- how another process reads 32 bytes: None where the kernel refuses ----
