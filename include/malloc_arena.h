@@ -114,7 +114,8 @@ struct malloc_arena_receipt
   unsigned requested;                  /* MALLOC_ARENA_... */
   unsigned obtained;                   /* MALLOC_ARENA_... */
   int reason[MALLOC_ARENA_PROPERTIES]; /* by bit number: errno of what was refused, else 0 */
-  size_t mapped_bytes; /* of the pages opened for blocks, used or not, until they are given back: also
+  size_t
+      mapped_bytes; /* of the pages opened for blocks, used or not, until they are given back: also
                         * those of freed blocks that wait, maybe closed, for their next use, and what a
                         * secure slab gave back empty, as it stays locked; no guards */
   size_t locked_bytes; /* of these, locked */

@@ -385,8 +385,8 @@ enter_slow (malloc_arena *arena)
     ma_fatal ("no memory tags: arena \"", arena->name,
               "\" is entered by a thread that may not have them checked", NULL);
   if (thread == NULL || (arena && local == NULL))
-    ma_fatal ("out of memory: no room for another thread's part of arena \"",
-              arena ? arena->name : "ordinary", "\"", NULL);
+    ma_fatal ("out of memory: no room for another thread's part of arena \"", arena->name, "\"",
+              NULL);
   if (thread->depth == MA_DEPTH)
     ma_fatal ("unmatched enter: too many arenas are entered and not left", NULL);
   struct ma_frame *frame = &thread->frames[thread->depth++];
