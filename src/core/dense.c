@@ -810,7 +810,8 @@ alloc (struct ma_local *local, size_t size, int wide)
 void *
 ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
 {
-  unsigned class = ma_class_of (size);
+  /* Slots of a plain arena have no canary, and the largest has no room for one. */
+  unsigned class = local->is_plain ? ma_class_table[(size + 15) / 16] : ma_class_of (size);
   while (class < MA_CLASSES && ma_class_slot[class] % align != 0)
     class++;
   if (class == MA_CLASSES)

@@ -205,6 +205,24 @@ walk (unsigned kind)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* Sizes about every border between slots, and between slots and pages, at every alignment. */
+static void
+aligned (unsigned kind)
+{
+  static const size_t borders[] = { 2048, 16384, 20480, 30720, 61440, 65536 };
+  malloc_arena *arena = malloc_arena_get (kind);
+  for (size_t i = 0; i < sizeof borders / sizeof borders[0]; i++)
+    for (size_t size = borders[i] - 40; size <= borders[i] + 8; size++)
+      for (size_t alignment = 16; alignment <= 8192; alignment *= 2)
+        {
+          unsigned char *p = malloc_arena (arena, aligned_alloc, alignment, size);
+          CHECK (p != NULL && (uintptr_t)p % alignment == 0);
+          CHECK_EQUAL (malloc_usable_size (p), size);
+          p[0] = p[size - 1] = 1;
+          free (p);
+        }
+}
+
 int
 main (void)
 {
@@ -216,5 +234,7 @@ main (void)
       moved (kinds[i]);
       walk (kinds[i]);
     }
+  for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+    aligned (kinds[i]);
   return 0;
 }
