@@ -22,7 +22,7 @@ def test_every_row_has_a_test() -> None:
 
 
 def run(tmp_path: Path, test: str) -> str:
-    for name in ("conftest.py", "promises.py"):
+    for name in ("conftest.py", "promises.py", "browser.py"):
         text = (TESTS / name).read_text()
         (tmp_path / name).write_text(
             text.replace(
