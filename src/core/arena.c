@@ -3,10 +3,10 @@
 #include <errno.h>
 #include <string.h>
 
-#include "dense.h"
 #include "fatal.h"
 #include "large.h"
 #include "options.h"
+#include "slab.h"
 #include "wipe.h"
 
 __thread struct ma_local *ma_active __attribute__ ((tls_model ("initial-exec")));
@@ -33,7 +33,7 @@ hand_over (struct ma_local *local)
   atomic_store_explicit (&local->owner, MA_NOBODY, memory_order_release);
   /* A free that found the owner still there has only queued its slab. */
   atomic_thread_fence (memory_order_seq_cst);
-  ma_dense_collect (local);
+  ma_slab_collect (local);
   pthread_mutex_unlock (&local->lock);
 }
 
@@ -208,7 +208,7 @@ ma_local_reclaim (struct ma_local *local)
   malloc_arena *arena = local->arena;
   size_t before = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
   ma_large_flush (local);
-  ma_dense_trim (local);
+  ma_slab_trim (local);
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
 }
 
@@ -255,7 +255,7 @@ init_local (struct ma_local *local, malloc_arena *arena)
   local->object_threshold
       = local->threshold < MA_OBJECT_MOST ? local->threshold : MA_OBJECT_MOST + 1;
   local->is_verified = arena->is_verified;
-  ma_dense_begin (local);
+  ma_slab_begin (local);
   pthread_mutex_init (&local->lock, NULL);
 }
 
@@ -479,7 +479,7 @@ copy_secrets (malloc_arena *arena)
   if (!arena->is_secretmem || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
     return;
   for (struct ma_local *local = arena->locals; local; local = local->next)
-    ma_dense_before_fork (local);
+    ma_slab_before_fork (local);
   for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
     /* Of those that wait for their next use there is nothing to copy, nor can it be read. */
     if (atomic_load (&unit->large) == MA_LARGE_LIVE)
@@ -492,7 +492,7 @@ drop_secrets (malloc_arena *arena)
   if (!arena->is_secretmem || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
     return;
   for (struct ma_local *local = arena->locals; local; local = local->next)
-    ma_dense_forked (local);
+    ma_slab_forked (local);
   for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
     ma_heap_fork_done (unit);
 }
@@ -628,7 +628,7 @@ in_child (void)
           if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
             abandon (local);
           else
-            ma_dense_after_fork (local);
+            ma_slab_after_fork (local);
         }
       restore_larges (arena);
       for (struct ma_local *local = arena->locals; local; local = local->next)
@@ -770,7 +770,7 @@ ma_arena_delete (malloc_arena *arena)
   for (struct ma_local *local = arena->locals; local; local = local->next)
     {
       pthread_mutex_lock (&local->lock);
-      blocks += ma_dense_live (local, &bytes);
+      blocks += ma_slab_live (local, &bytes);
       pthread_mutex_unlock (&local->lock);
     }
   if (blocks != 0 || is_entered (arena))
@@ -784,7 +784,7 @@ ma_arena_delete (malloc_arena *arena)
       struct ma_local *local = arena->locals;
       pthread_mutex_lock (&local->lock);
       ma_large_flush (local);
-      ma_dense_end (local);
+      ma_slab_end (local);
       pthread_mutex_unlock (&local->lock);
       arena->locals = local->next;
       local->next = unused_locals;

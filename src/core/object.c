@@ -58,7 +58,7 @@ find_room (struct ma_local *local, unsigned class)
         unit->hint = (uint8_t)at;
         return unit;
       }
-  return ma_dense_refill (local, class);
+  return ma_slab_refill (local, class);
 }
 
 static __attribute__ ((noinline)) void *
@@ -148,7 +148,7 @@ free_any (struct ma_unit *unit, char *p)
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
   if (unlikely (unit->is_full || local->live_bytes < local->low_water))
-    ma_dense_tidy (local, unit);
+    ma_slab_tidy (local, unit);
 }
 
 MA_CLONED void
@@ -175,7 +175,7 @@ ma_object_free (void *p)
   __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
   if (unlikely (live < local->low_water))
-    ma_dense_tidy (local, unit);
+    ma_slab_tidy (local, unit);
 }
 
 /* ---- realloc ---- */

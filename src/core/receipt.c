@@ -61,7 +61,7 @@ add (struct ma_local *local, void *data)
 {
   struct sum *sum = data;
   size_t bytes;
-  sum->blocks += ma_dense_live (local, &bytes);
+  sum->blocks += ma_slab_live (local, &bytes);
   sum->bytes += bytes;
   sum->peak += __atomic_load_n (&local->peak_bytes, __ATOMIC_RELAXED);
 }
@@ -69,7 +69,7 @@ add (struct ma_local *local, void *data)
 static void
 add_classes (struct ma_local *local, void *data)
 {
-  ma_dense_classes (local, data);
+  ma_slab_classes (local, data);
 }
 
 _Static_assert (MA_CLASSES < MALLOC_ARENA_CLASSES, "one more is for large blocks");

@@ -1,0 +1,744 @@
+#include "slab.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fatal.h"
+#include "large.h"
+#include "pages.h"
+#include "slot.h"
+
+struct ma_unit ma_no_slab;
+
+/* Pages that nobody uses and that stay present in a local arena; ALL: in all of an arena's, while each
+ * has more than the least. */
+#define WARM_PAGES_LEAST (((size_t)128 << 10) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_MOST (((size_t)1 << 20) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_ALL (((size_t)2 << 20) >> MA_PAGE_SHIFT)
+
+enum
+{
+  WARM_SHARE = 8 /* part of what may be locked; a quarter of that of the arena's limit */
+};
+
+/* ---- slabs ---- */
+
+static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
+
+/* Opens the next pages of the slab, and with them a slot at least: as many as there are, so that small
+ * users hold little and large ones ask seldom. 0 or an errno. */
+static int
+extend (struct ma_local *local, struct ma_unit *unit)
+{
+  malloc_arena *arena = local->arena;
+  unsigned from = unit->opened;
+  unsigned to = from == 0 ? 1 : 2 * from;
+  while (((size_t)to << MA_PAGE_SHIFT) / unit->slot == unit->avail)
+    to *= 2;
+  if (to > ma_pages_most (unit))
+    to = ma_pages_most (unit);
+  char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+  size_t size = (size_t)(to - from) << MA_PAGE_SHIFT;
+  if (ma_heap_charge (arena, size))
+    return ENOMEM;
+  int locked;
+  int refused = ma_heap_lock (arena, p, size, unit->state, &locked);
+  /* The limit may be spent on what nobody uses. */
+  if (refused)
+    {
+      ma_large_flush (local);
+      give_empty (local, 0, unit);
+      refused = ma_heap_lock (arena, p, size, unit->state, &locked);
+    }
+  if (refused && (refused = ma_heap_unlockable (arena, refused)))
+    {
+      ma_heap_refund (arena, size);
+      return refused;
+    }
+  /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
+   * is never present and counts for nothing else. */
+  if (locked && to == MA_SLAB_PAGES && !arena->is_secretmem)
+    os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
+  if (!ma_pages_are_vast (unit))
+    os_populate (p, size);
+  unit->locked |= locked ? page_bits (from, to) : 0;
+  unit->opened = (uint8_t)to;
+  local->present += to - from;
+  unsigned avail = ma_slots_in (to, unit->slot);
+  ma_pages_set_free (unit, unit->avail, avail, 1);
+  unit->hint = (uint8_t)(unit->avail / 64);
+  /* Atomic, as another thread may be freeing a block of the slab. */
+  __atomic_store_n (&unit->avail, (uint16_t)avail, __ATOMIC_RELAXED);
+  return 0;
+}
+
+int
+ma_slab_has_object (const struct ma_unit *unit, unsigned slot)
+{
+  uint64_t freed = unit->free[slot / 64]
+                   | atomic_load_explicit (&unit->remote[slot / 64], memory_order_acquire);
+  return slot < unit->avail && !(freed & bit_of (slot)) && !is_away (unit, slot);
+}
+
+static void
+list (struct ma_local *local, struct ma_unit *unit)
+{
+  struct ma_unit **head = &local->partial[unit->class];
+  unit->is_full = 0;
+  unit->previous = NULL;
+  unit->next = *head;
+  if (*head)
+    (*head)->previous = unit;
+  *head = unit;
+}
+
+static void
+unlist (struct ma_local *local, struct ma_unit *unit)
+{
+  if (unit->previous)
+    unit->previous->next = unit->next;
+  else
+    local->partial[unit->class] = unit->next;
+  if (unit->next)
+    unit->next->previous = unit->previous;
+}
+
+/* N units more for the local arena. In a plain one they are all opened now, in one call; elsewhere
+ * what no slab uses stays inaccessible. */
+static int
+take_heap (struct ma_local *local, size_t n)
+{
+  struct ma_unit *first = ma_region_take (n, 0);
+  if (first == NULL)
+    return 0;
+  uint8_t state = 0;
+  if (local->is_plain && ma_heap_open (local->arena, first->base, n * MA_UNIT, &state))
+    {
+      if (ma_heap_close (first->base, n * MA_UNIT, state) == 0)
+        ma_region_give (first, n);
+      else
+        ma_heap_lost (first, n, state);
+      return 0;
+    }
+  first->heap_units = (uint32_t)n;
+  first->heap_next = local->heaps;
+  local->heaps = first;
+  local->fresh = first;
+  local->fresh_left = (uint32_t)n;
+  for (size_t i = 0; i < n; i++)
+    {
+      first[i].kind = MA_UNIT_IDLE;
+      first[i].local = local;
+      first[i].state = state;
+      first[i].had_remote = 0;
+      first[i].is_block = 1;
+    }
+  /* Whatever comes to lie behind the heap has an inaccessible page before it. */
+  char *last = first[n - 1].base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT);
+  if (local->is_plain && os_guard (last, MA_PAGE) == 0)
+    first[n - 1].state |= MA_UNIT_GUARDED;
+  return 1;
+}
+
+static struct ma_unit *
+take_unit (struct ma_local *local)
+{
+  struct ma_unit *unit = local->idle;
+  if (unit)
+    {
+      local->idle = unit->next;
+      return unit;
+    }
+  if (local->fresh_left == 0 && !take_heap (local, local->arena->heap_units)
+      && !take_heap (local, 1))
+    return NULL;
+  local->fresh_left--;
+  return local->fresh++;
+}
+
+static void
+put_idle (struct ma_local *local, struct ma_unit *unit)
+{
+  unit->kind = MA_UNIT_IDLE;
+  unit->next = local->idle;
+  local->idle = unit;
+}
+
+/* Pages of a slab that count in the arena's mapped bytes. */
+static size_t
+charged_pages (const struct ma_unit *unit)
+{
+  return unit->opened - (unit->local->is_plain ? ma_page_count (unit->away) : 0);
+}
+
+/* An empty slab gives its memory back and becomes idle. In a plain arena, and where the kernel cannot
+ * split a mapping any more, it stays open, without pages, and the unit's state remembers it. */
+static void
+close_slab (struct ma_local *local, struct ma_unit *unit)
+{
+  malloc_arena *arena = local->arena;
+  size_t charged = charged_pages (unit);
+  local->present -= unit->opened - ma_page_count (unit->away);
+  if (!local->is_plain && ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
+    unit->state = 0;
+  else
+    os_discard (unit->base, (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
+  ma_heap_unlocked (arena, ma_page_count (unit->locked) << MA_PAGE_SHIFT);
+  ma_heap_refund (arena, charged << MA_PAGE_SHIFT);
+  memset (unit->free, 0, sizeof unit->free);
+  unit->locked = 0;
+  unit->away = 0;
+  unit->opened = 0;
+  unit->avail = 0;
+  unit->is_block = 1;
+  put_idle (local, unit);
+}
+
+/* What of a unit is opened: a guard marker needs the page, but secret memory takes none, so that there
+ * the last page stays as it was reserved. */
+static size_t
+slab_bytes (const malloc_arena *arena)
+{
+  return arena->is_secretmem ? (size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT : MA_UNIT;
+}
+
+/* A slab of the class with its first page open, or NULL and the errno. */
+static struct ma_unit *
+open_slab (struct ma_local *local, unsigned class, int *refused)
+{
+  struct ma_unit *unit = take_unit (local);
+  *refused = ENOMEM;
+  if (unit == NULL)
+    return NULL;
+  malloc_arena *arena = local->arena;
+  *refused = ma_heap_open (arena, unit->base, slab_bytes (arena), &unit->state);
+  if (*refused)
+    {
+      put_idle (local, unit);
+      return NULL;
+    }
+  if (!(unit->state & MA_UNIT_GUARDED) && !arena->is_secretmem)
+    {
+      int unguarded = os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+      if (unguarded)
+        ma_heap_refused (arena, MALLOC_ARENA_GUARDED, unguarded);
+      else
+        unit->state |= MA_UNIT_GUARDED;
+    }
+  unit->class = (uint8_t)class;
+  unit->slot = ma_class_slot[ma_class_of_slab (class)];
+  unit->is_block = !is_object (unit);
+  unit->is_larger = unit->slot > 128;
+  /* For any address of the unit, its guard page included. */
+  size_t slots = ma_slots_in (MA_UNIT_PAGES, unit->slot) + 1;
+  unit->sizes = ma_region_sizes (unit, slots < MA_SLOTS ? slots : MA_SLOTS);
+  unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
+  for (unsigned i = 0; i < 3; i++)
+    unit->stroke[i] = slot_stroke (i + 1, unit->slot);
+  unit->rest = local->is_plain ? 0 : MA_CANARY;
+  size_t covered = local->is_plain ? unit->slot : slot_covered (unit->group);
+  unit->least = (uint16_t)(covered < unit->slot ? unit->slot - covered : 0);
+  unit->span = (uint16_t)(unit->slot - unit->rest - unit->least);
+  unit->is_tagged = (uint8_t)local->is_tagged;
+  if (local->is_tagged)
+    unit->group = MA_LONG;
+  if (unit->group == MA_LONG || is_object (unit))
+    {
+      unit->least = UINT16_MAX;
+      unit->span = 0;
+    }
+  unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
+  unit->opened = 0;
+  unit->avail = 0;
+  unit->away = 0;
+  unit->locked = 0;
+  memset (unit->free, 0, sizeof unit->free);
+  unit->kind = MA_UNIT_DENSE;
+  *refused = extend (local, unit);
+  if (*refused)
+    {
+      close_slab (local, unit);
+      return NULL;
+    }
+  return unit;
+}
+
+/* Walks the slabs of a local arena: *HEAP is where UNIT, the last one, lies. */
+static struct ma_unit *
+next_used (struct ma_unit **heap, struct ma_unit *unit)
+{
+  while (*heap != NULL)
+    {
+      for (unit = unit ? unit + 1 : *heap; unit < *heap + (*heap)->heap_units; unit++)
+        if (unit->kind == MA_UNIT_DENSE)
+          return unit;
+      *heap = (*heap)->heap_next;
+      unit = NULL;
+    }
+  return NULL;
+}
+
+/* Gives back pages without a live slot, and slabs without one, until KEEP such pages are left; if
+ * there are no more than twice as many, none: what is given back now is not wanted in a moment. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
+static void
+give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
+{
+  size_t idle = 0;
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; keep && (unit = next_used (&heap, unit));)
+    idle += ma_page_count (ma_pages_empty (unit));
+  if (keep && idle <= 2 * keep)
+    return;
+  heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    {
+      int is_current = local->current[unit->class] == unit;
+      if (unit == kept)
+        continue;
+      if (keep && idle <= keep)
+        return;
+      uint16_t empty = ma_pages_empty (unit);
+      idle -= ma_page_count (empty);
+      local->given_pages += ma_page_count (empty);
+      if ((empty | unit->away) != page_bits (0, unit->opened) || (keep && is_current))
+        {
+          ma_pages_discard (unit, empty);
+          continue;
+        }
+      if (is_current)
+        local->current[unit->class] = &ma_no_slab;
+      else if (!unit->is_full)
+        unlist (local, unit);
+      close_slab (local, unit);
+    }
+}
+
+/* Whether nothing is in the heap and nobody will link its units any more: another thread that frees a
+ * block queues the slab after the owner may have taken the block in. */
+static int
+is_heap_idle (const struct ma_local *local, const struct ma_unit *heap)
+{
+  for (uint32_t i = 0; i < heap->heap_units; i++)
+    if (heap[i].kind != MA_UNIT_IDLE || heap[i].had_remote
+        || (heap[i].state != 0 && !local->is_plain))
+      return 0;
+  return 1;
+}
+
+/* Heaps without a slab go back to the region, for whoever needs address space next. */
+static void
+give_heaps (struct ma_local *local)
+{
+  struct ma_unit *fresh = local->fresh;
+  struct ma_unit *fresh_end = fresh + local->fresh_left;
+  struct ma_unit **link = &local->heaps;
+  local->idle = NULL;
+  while (*link != NULL)
+    {
+      struct ma_unit *heap = *link;
+      uint32_t n = heap->heap_units;
+      if (is_heap_idle (local, heap)
+          && ma_heap_close (heap->base, (size_t)n << MA_UNIT_SHIFT, heap->state) == 0)
+        {
+          *link = heap->heap_next;
+          if (fresh >= heap && fresh < heap + n)
+            local->fresh_left = 0;
+          for (uint32_t i = 0; i < n; i++)
+            heap[i].state = 0;
+          ma_region_give (heap, n);
+          if (local->is_plain)
+            ma_region_forget (heap, n);
+          continue;
+        }
+      for (struct ma_unit *unit = heap; unit < heap + n; unit++)
+        if (unit->kind == MA_UNIT_IDLE && (unit < fresh || unit >= fresh_end))
+          put_idle (local, unit);
+      link = &heap->heap_next;
+    }
+}
+
+void
+ma_slab_trim (struct ma_local *local)
+{
+  ma_slab_collect (local);
+  give_empty (local, 0, NULL);
+  give_heaps (local);
+}
+
+void
+ma_slab_begin (struct ma_local *local)
+{
+  const malloc_arena *arena = local->arena;
+  size_t bytes = arena->is_secure ? os_lock_limit () / WARM_SHARE : 0;
+  if (arena->limit != 0 && bytes > arena->limit / WARM_SHARE / 4)
+    bytes = arena->limit / WARM_SHARE / 4;
+  local->warm_most = bytes >> MA_PAGE_SHIFT;
+  for (unsigned class = 0; class < MA_SLAB_CLASSES; class++)
+    local->current[class] = &ma_no_slab;
+}
+
+/* Threads must not find what may be locked spent on what others do not use. */
+static size_t
+warm_pages (const struct ma_local *local)
+{
+  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
+  size_t most = WARM_PAGES_ALL / (locals | (locals == 0));
+  if (most > local->warm_most)
+    most = local->warm_most;
+  return most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
+         : most > WARM_PAGES_MOST ? WARM_PAGES_MOST
+                                  : most;
+}
+
+/* Memory is looked for when the live bytes have fallen to half of what they were when it was last
+ * opened or given back: the work is in proportion to what was freed, and what stays is small when all
+ * is. While there are no more pages than may stay warm, never. */
+static size_t
+low_water (const struct ma_local *local)
+{
+  return local->present > 2 * warm_pages (local) ? (local->live_bytes + 1) / 2 : 0;
+}
+
+static void
+trim (struct ma_local *local)
+{
+  give_empty (local, warm_pages (local), NULL);
+  if (local->is_plain)
+    {
+      /* Hardly anything is left of the work. After much of it, what would wait for its next use is
+       * little against what it takes to begin anew. */
+      if (local->live_bytes < WARM_PAGES_LEAST * MA_PAGE)
+        {
+          ma_large_flush (local);
+          if (local->given_pages > 32 * WARM_PAGES_LEAST)
+            give_empty (local, 0, NULL);
+          if (local->live_bytes == 0)
+            local->given_pages = 0;
+        }
+      give_heaps (local);
+    }
+  local->low_water = low_water (local);
+}
+
+/* ---- room for a class ---- */
+
+/* Puts the hint on a word with a free slot; 0 if there is none. */
+static int
+find_word (struct ma_unit *unit)
+{
+  for (;;)
+    {
+      for (unsigned at = 0; at * 64 < unit->avail; at++)
+        if (unit->free[at])
+          {
+            unit->hint = (uint8_t)at;
+            return 1;
+          }
+      if (!unit->away || !ma_pages_recall (unit))
+        return 0;
+    }
+}
+
+/* The class's next slab with room: what was freed meanwhile, the listed ones, more pages, a new
+ * slab. NULL and the errno where the kernel or a limit says no. */
+static struct ma_unit *
+next_slab (struct ma_local *local, unsigned class, int *refused)
+{
+  struct ma_unit *unit = local->current[class];
+  *refused = 0;
+  ma_slab_collect (local);
+  for (;;)
+    {
+      if (find_word (unit))
+        return unit;
+      if (unit->opened != 0 && unit->opened < ma_pages_most (unit))
+        {
+          *refused = extend (local, unit);
+          return *refused ? NULL : unit;
+        }
+      struct ma_unit *other = local->partial[class];
+      if (unit != &ma_no_slab) /* which all threads share */
+        unit->is_full = 1;
+      if (other == NULL)
+        break;
+      unlist (local, other);
+      local->current[class] = unit = other;
+    }
+  local->current[class] = &ma_no_slab;
+  unit = open_slab (local, class, refused);
+  if (unit)
+    {
+      unit->is_full = 0;
+      local->current[class] = unit;
+    }
+  return unit;
+}
+
+MA_COLD struct ma_unit *
+ma_slab_refill (struct ma_local *local, unsigned class)
+{
+  int saved = errno;
+  int refused;
+  pthread_mutex_lock (&local->lock);
+  struct ma_unit *unit = next_slab (local, class, &refused);
+  if (unit == NULL && ma_local_reclaim (local))
+    unit = next_slab (local, class, &refused);
+  if (local->low_water < local->live_bytes / 2)
+    local->low_water = low_water (local);
+  pthread_mutex_unlock (&local->lock);
+  errno = unit != NULL ? saved : ENOMEM;
+  return unit;
+}
+
+/* ---- what was freed ---- */
+
+MA_COLD void
+ma_slab_tidy (struct ma_local *local, struct ma_unit *unit)
+{
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  if (unit->is_full)
+    list (local, unit);
+  if (local->live_bytes < local->low_water)
+    {
+      ma_slab_collect (local);
+      trim (local);
+    }
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
+}
+
+MA_COLD void
+ma_slab_adopt (struct ma_local *local)
+{
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  if (atomic_load_explicit (&local->owner, memory_order_relaxed) == MA_NOBODY)
+    {
+      ma_slab_collect (local);
+      if (local->live_bytes < local->low_water)
+        trim (local);
+    }
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
+}
+
+void
+ma_slab_collect (struct ma_local *local)
+{
+  size_t freed_bytes = atomic_exchange_explicit (&local->remote_bytes, 0, memory_order_relaxed);
+  __atomic_store_n (&local->live_bytes, local->live_bytes - freed_bytes, __ATOMIC_RELAXED);
+  struct ma_unit *unit = atomic_exchange_explicit (&local->queue, NULL, memory_order_acq_rel);
+  while (unit != NULL)
+    {
+      struct ma_unit *next = unit->queue_next;
+      /* First, so that a free that comes while the words are read queues the slab again; the fences
+       * here and in free_remote order "my write, then the other's" on both sides. Release, as whoever
+       * sees it writes queue_next, which must be read by then. */
+      atomic_store_explicit (&unit->queued, 0, memory_order_release);
+      atomic_thread_fence (memory_order_seq_cst);
+      int freed_any = 0;
+      unsigned words = unit->kind == MA_UNIT_DENSE ? (unit->avail + 63u) / 64 : 0;
+      for (unsigned at = 0; at < words; at++)
+        {
+          if (atomic_load_explicit (&unit->remote[at], memory_order_relaxed) == 0)
+            continue;
+          uint64_t freed = atomic_exchange_explicit (&unit->remote[at], 0, memory_order_acq_rel);
+          uint64_t twice = freed & unit->free[at];
+          if (unlikely (twice))
+            ma_fatal_block ("double free",
+                            unit->base
+                                + (at * 64 + (unsigned)__builtin_ctzl (twice)) * (size_t)unit->slot,
+                            local->arena->name);
+          __atomic_store_n (&unit->free[at], unit->free[at] | freed, __ATOMIC_RELAXED);
+          freed_any = 1;
+        }
+      /* A queued slab may have been emptied by an earlier collection, and closed. */
+      if (freed_any)
+        unit->had_remote = 1;
+      if (freed_any && unit->is_full)
+        list (local, unit);
+      unit = next;
+    }
+}
+
+/* ---- accounts, fork, the end ---- */
+
+/* The slots of a word that are not free, those of pages that are away among them; and those that
+ * another thread freed. */
+static uint64_t
+used_slots (const struct ma_unit *unit, unsigned at, uint64_t *remote)
+{
+  *remote = atomic_load_explicit (&unit->remote[at], memory_order_acquire);
+  return ~(__atomic_load_n (&unit->free[at], __ATOMIC_RELAXED) | *remote)
+         & ma_word_bits (at, 0, unit->avail);
+}
+
+size_t
+ma_slab_live (struct ma_local *local, size_t *bytes)
+{
+  size_t blocks = 0;
+  *bytes = __atomic_load_n (&local->live_bytes, __ATOMIC_RELAXED)
+           - atomic_load_explicit (&local->remote_bytes, memory_order_relaxed);
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    for (unsigned at = 0; at * 64 < unit->avail; at++)
+      {
+        uint64_t remote;
+        uint64_t used = used_slots (unit, at, &remote);
+        for (; unlikely (unit->away && used); used &= used - 1)
+          blocks += !is_away (unit, at * 64 + (unsigned)__builtin_ctzl (used));
+        blocks += (size_t)__builtin_popcountl (used);
+      }
+  return blocks;
+}
+
+void
+ma_slab_classes (struct ma_local *local, struct malloc_arena_class classes[MA_CLASSES])
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    {
+      struct malloc_arena_class *class = &classes[ma_class_of_slab (unit->class)];
+      class->mapped_bytes += charged_pages (unit) << MA_PAGE_SHIFT;
+      for (unsigned at = 0; at * 64 < unit->avail; at++)
+        {
+          uint64_t remote;
+          for (uint64_t used = used_slots (unit, at, &remote); used; used &= used - 1)
+            {
+              unsigned slot = at * 64 + (unsigned)__builtin_ctzl (used);
+              unsigned stored = is_object (unit)
+                                    ? (is_away (unit, slot) ? 0 : unit->slot + 1u)
+                                    : __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED);
+              /* On a page that is away, or just being freed. */
+              if (stored == 0)
+                continue;
+              class->live_blocks++;
+              class->live_bytes += stored - 1;
+            }
+        }
+    }
+}
+
+void
+ma_slab_before_fork (struct ma_local *local)
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    ma_heap_fork_copy (local->arena, unit, unit->base, slab_bytes (local->arena));
+}
+
+void
+ma_slab_forked (struct ma_local *local)
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    ma_heap_fork_done (unit);
+}
+
+/* The copy was made before the fork, and other threads ran on until it: what they freed meanwhile is
+ * not wiped in it. */
+static void
+wipe_free (struct ma_unit *unit)
+{
+  for (unsigned at = 0; at * 64 < unit->avail; at++)
+    {
+      uint64_t free
+          = (unit->free[at] | atomic_load (&unit->remote[at])) & ma_word_bits (at, 0, unit->avail);
+      for (; free; free &= free - 1)
+        ma_wipe_inline (unit->base
+                            + (at * 64 + (unsigned)__builtin_ctzl (free)) * (size_t)unit->slot,
+                        unit->slot);
+    }
+}
+
+static void
+restore_secret (malloc_arena *arena, struct ma_unit *unit)
+{
+  if (ma_heap_fork_restore (arena, unit, unit->base, slab_bytes (arena)) == 0)
+    {
+      atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
+      if (unit->fork_copy > 0)
+        wipe_free (unit);
+      return;
+    }
+  /* What lived there faults on touch, and nothing new is put there, nor where others freed. */
+  memset (unit->free, 0, sizeof unit->free);
+  for (unsigned at = 0; at < MA_WORDS; at++)
+    atomic_store (&unit->remote[at], 0);
+  unit->opened = MA_SLAB_PAGES;
+  unit->locked = 0;
+}
+
+/* A slab of secret memory that could not be closed when it was empty is a hole here. */
+static void
+restore_idle (struct ma_local *local)
+{
+  for (struct ma_unit *unit = local->idle; unit; unit = unit->next)
+    if (unit->state & MA_UNIT_SECRET)
+      {
+        ma_heap_fill_hole (unit->base, MA_UNIT);
+        unit->state = 0;
+      }
+}
+
+void
+ma_slab_after_fork (struct ma_local *local)
+{
+  malloc_arena *arena = local->arena;
+  /* A thread that is not here may have been between marking a slab as queued and queueing it. */
+  atomic_store (&local->queue, NULL);
+  struct ma_unit *heap = local->heaps;
+  for (; heap; heap = heap->heap_next)
+    for (uint32_t i = 0; i < heap->heap_units; i++)
+      if (heap[i].kind == MA_UNIT_IDLE && heap[i].state & MA_UNIT_FORK_WIPE)
+        heap[i].state &= (uint8_t)~MA_UNIT_GUARDED;
+  restore_idle (local);
+  heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    {
+      if (unit->state & MA_UNIT_SECRET)
+        restore_secret (arena, unit);
+      else
+        {
+          if (unit->state & MA_UNIT_FORK_WIPE && unit->state & MA_UNIT_GUARDED)
+            os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+          if (unit->locked)
+            unit->locked = ma_heap_lock_again (arena, unit->base,
+                                               (size_t)unit->opened << MA_PAGE_SHIFT, unit->state)
+                               ? page_bits (0, unit->opened)
+                               : 0;
+        }
+      uint64_t remote = 0;
+      for (unsigned at = 0; at < MA_WORDS; at++)
+        remote |= atomic_load (&unit->remote[at]);
+      atomic_store (&unit->queued, remote != 0);
+      if (remote)
+        {
+          unit->queue_next = atomic_load (&local->queue);
+          atomic_store (&local->queue, unit);
+        }
+    }
+  ma_slab_forked (local);
+}
+
+void
+ma_slab_end (struct ma_local *local)
+{
+  ma_slab_trim (local);
+  while (local->heaps)
+    {
+      struct ma_unit *heap = local->heaps;
+      size_t n = heap->heap_units;
+      local->heaps = heap->heap_next;
+      /* A slab that could not be closed is not used again: its mapping is not as first reserved. */
+      if (local->is_plain && ma_heap_close (heap->base, n * MA_UNIT, heap->state) == 0)
+        for (size_t i = 0; i < n; i++)
+          heap[i].state = 0;
+      for (size_t i = 0; i < n; i++)
+        if (heap[i].state == 0)
+          ma_region_give (heap + i, 1);
+        else
+          ma_heap_lost (heap + i, 1, heap[i].state);
+    }
+}
