@@ -30,10 +30,14 @@ def clear_free_lists() -> None:
         # What the program has frozen must not come back; what CPython 3.12 has, cannot.
         gc.collect()
         return
-    # A full collection clears them; with everything set aside there is nothing else for it to do.
+    # A full collection clears them; with everything set aside there is nothing else for it to do,
+    # and nothing to tell others, who would fill the lists again.
+    told = gc.callbacks[:]
+    gc.callbacks.clear()
     gc.freeze()
     gc.collect()
     gc.unfreeze()
+    gc.callbacks[:] = told
 
 
 def _sweep() -> None:

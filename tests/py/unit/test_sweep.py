@@ -118,6 +118,25 @@ def test_free_lists_are_cleared(own: Arena) -> None:
     assert all(own.owns(id(number)) for number in inside)
 
 
+def test_those_who_watch_collections_do_not_fill_the_lists_again(own: Arena) -> None:
+    seen = []
+
+    def watch(phase: str, info: dict[str, int]) -> None:
+        seen.append(phase)
+        floats = [n / 7 for n in range(20)]
+        del floats
+
+    gc.callbacks.append(watch)
+    try:
+        with own.scope(sweep=True):
+            inside = [n / 3 for n in range(50)]
+        assert watch in gc.callbacks
+    finally:
+        gc.callbacks.remove(watch)
+    assert all(own.owns(id(number)) for number in inside)
+    assert seen
+
+
 def test_free_lists_are_cleared_and_nothing_is_collected(child: Callable[..., Child]) -> None:
     """As far as nothing is frozen; CPython 3.12 has frozen objects of its own."""
     child(
