@@ -175,13 +175,17 @@ class Child:
         return copies(pid or self.pid, needle)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            # Not read to the end: children of the child may hold them.
-            with contextlib.suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
+        end(self.process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Whatever it does. Its pipes are not read to their ends: children of it may hold them."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            if pipe is not None:
+                pipe.close()
 
 
 def has_tags() -> bool:
@@ -221,6 +225,16 @@ def empty(arena: malloc_arena.Arena) -> bool:
     gc.collect()
     stats = arena.stats()
     return stats.live_blocks <= 8 and stats.live_bytes <= 64 * stats.live_blocks
+
+
+@pytest.fixture(autouse=True)
+def unwatched() -> Iterator[None]:
+    """Once Hypothesis has run it measures collections, and keeps the floats that it makes in them:
+    of a collection in a scope they would stay in the arena, which could then not be closed."""
+    watching = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = watching + gc.callbacks
 
 
 @pytest.fixture
