@@ -56,20 +56,20 @@ def kinds(workload: str, argument: str, off: str, on: str) -> list[Callable[[], 
     return pair(lambda: bench(off, workload, argument), lambda: bench(on, workload, argument))
 
 
+def fork_once() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def forks(policy: str) -> float:
     """One fork and exit, with 4 MiB in an arena."""
     import malloc_arena
 
     arena = malloc_arena.Arena(malloc_arena.HEAP_SECURE, fork=policy)
     kept = [arena.buffer(4000) for _ in range(1000)]
-
-    def once() -> None:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-
-    cost = timed(once, 20)
+    cost = timed(fork_once, 20)
     del kept
     arena.close()
     return cost
@@ -77,14 +77,7 @@ def forks(policy: str) -> float:
 
 def plain_fork() -> float:
     kept = [bytearray(4000) for _ in range(1000)]
-
-    def once() -> None:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-
-    cost = timed(once, 20)
+    cost = timed(fork_once, 20)
     del kept
     return cost
 

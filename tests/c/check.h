@@ -57,6 +57,17 @@
 #define CHECK_SANITIZED 0
 #endif
 
+/* The next of the numbers that a state leads to: a run can be had again by its seed. */
+static inline uint64_t
+check_random (uint64_t *state)
+{
+  *state += 0x9e3779b97f4a7c15u;
+  uint64_t z = *state;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
 /* Ends the test, in a forked child too, without flushing what the parent had buffered. */
 __attribute__ ((__format__ (__printf__, 3, 4), __noreturn__, __unused__)) static void
 check_fail (const char *file, int line, const char *format, ...)

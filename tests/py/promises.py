@@ -34,6 +34,14 @@ class Evidence:
     def result(self, seen: str) -> None:
         self.results.append(seen)
 
+    def copies(self, memory: str, found: int, told: str = "") -> None:
+        """Of a run in plain memory, which is the control, or in an arena, where none may be."""
+        if memory == "plain":
+            self.control(f"{found} copies{told}", found)
+        else:
+            assert found == 0
+            self.result(f"0 copies{told}")
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -6,6 +6,9 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+_Seen = TypeVar("_Seen")
 
 
 class Demo:
@@ -37,7 +40,6 @@ class Demo:
     def __call__(self, options: argparse.Namespace) -> int:
         if options.what == "budget":
             return self._budget(options)
-        from ..audit import CannotLook
         from ..demo import measure
         from ..render import demo as render
 
@@ -50,11 +52,9 @@ class Demo:
         unknown = [name for name in names if name not in known]
         if unknown:
             options.parser.error(f"no job {unknown[0]!r}; there are {', '.join(known)}")
-        try:
-            with _progress(len(names) * len(measure.MODES)) as advance:
-                demo = measure.measure(names, advance)
-        except CannotLook as error:
-            print(f"malloc-arena demo: {error}", file=sys.stderr)
+        total = len(names) * len(measure.MODES)
+        demo = _seen(total, lambda advance: measure.measure(names, advance))
+        if demo is None:
             return 3
         if options.json:
             print(render.as_json(demo))
@@ -65,23 +65,31 @@ class Demo:
         return 1 if demo.unexpected() else 0
 
     def _budget(self, options: argparse.Namespace) -> int:
-        from ..audit import CannotLook
         from ..demo import budget
         from ..render import demo as render
 
         if options.jobs or options.list:
             options.parser.error("--jobs and --list are for the demo of secrets")
-        try:
-            with _progress(len(budget.MODES)) as advance:
-                seen = budget.measure(progress=advance)
-        except CannotLook as error:
-            print(f"malloc-arena demo: {error}", file=sys.stderr)
+        seen = _seen(len(budget.MODES), lambda advance: budget.measure(progress=advance))
+        if seen is None:
             return 3
         if options.json:
             print(render.budget_as_json(seen))
         else:
             render.print_budget(seen)
         return 1 if seen.unexpected() else 0
+
+
+def _seen(total: int, measure: Callable[[Callable[[str], None]], _Seen]) -> _Seen | None:
+    """What MEASURE sees in TOTAL steps; None, and the reason said, where it cannot look."""
+    from ..audit import CannotLook
+
+    try:
+        with _progress(total) as advance:
+            return measure(advance)
+    except CannotLook as error:
+        print(f"malloc-arena demo: {error}", file=sys.stderr)
+        return None
 
 
 @contextlib.contextmanager

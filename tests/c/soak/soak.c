@@ -61,22 +61,12 @@ static malloc_arena *_Atomic arenas[ARENAS];
 static pthread_rwlock_t own_lock = PTHREAD_RWLOCK_INITIALIZER;
 static pthread_mutex_t shared_lock[SHARED];
 
-static uint64_t
-next (uint64_t *state)
-{
-  *state += 0x9e3779b97f4a7c15u;
-  uint64_t z = *state;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return z ^ z >> 31;
-}
-
 static size_t
 some_size (uint64_t *state)
 {
-  unsigned shift = (unsigned)(next (state) % 64);
+  unsigned shift = (unsigned)(check_random (state) % 64);
   shift = shift < 48 ? 4 + shift % 8 : shift < 62 ? 12 + shift % 4 : 18;
-  return next (state) % ((size_t)1 << shift);
+  return check_random (state) % ((size_t)1 << shift);
 }
 
 static void
@@ -121,7 +111,7 @@ static void
 fill (struct block *b, malloc_arena *arena, uint64_t *state)
 {
   b->arena = is_secret (arena) ? 0 : -1;
-  b->stamp = next (state);
+  b->stamp = check_random (state);
   scan_fill (b->p, b->size, b->arena == -1 ? 9 : needle, b->stamp);
 }
 
@@ -137,14 +127,14 @@ static void
 make (struct block *b, uint64_t *state)
 {
   struct block made = { .size = some_size (state) };
-  int index = (int)(next (state) % ARENAS);
+  int index = (int)(check_random (state) % ARENAS);
   if (index == OWN)
     pthread_rwlock_rdlock (&own_lock);
   malloc_arena *arena = arenas[index];
-  size_t alignment = (size_t)16 << next (state) % 9;
+  size_t alignment = (size_t)16 << check_random (state) % 9;
   malloc_arena_enter (arena);
   errno = 0;
-  switch (next (state) % 5)
+  switch (check_random (state) % 5)
     {
     case 0:
       made.p = calloc (1, made.size);
@@ -192,7 +182,7 @@ resize (struct block *b, uint64_t *state)
   /* An ordinary block moves into the arena that is active; others stay. Of a block that is ours
    * the arena lives as long as the block. */
   malloc_arena *home = malloc_arena_of (b->p);
-  malloc_arena *active = home == NULL ? arenas[next (state) % OWN] : NULL;
+  malloc_arena *active = home == NULL ? arenas[check_random (state) % OWN] : NULL;
   malloc_arena_enter (active);
   errno = 0;
   moved.p = realloc (b->p, moved.size);
@@ -214,7 +204,7 @@ resize (struct block *b, uint64_t *state)
 static void
 swap_shared (struct block *b, uint64_t *state)
 {
-  size_t at = next (state) % SHARED;
+  size_t at = check_random (state) % SHARED;
   pthread_mutex_lock (&shared_lock[at]);
   struct block other = common->shared[at];
   common->shared[at] = *b;
@@ -229,10 +219,10 @@ some_arena (const char *name, uint64_t *state)
   static const unsigned kinds[]
       = { HEAP_SECURE, HEAP_DEFAULT, HEAP_SECURE | HEAP_ISOLATED, HEAP_SECURE | HEAP_SECRETMEM };
   struct malloc_arena_options options = { .size = sizeof options, .name = name };
-  options.kind = kinds[next (state) % 4];
-  options.lock = (unsigned)(next (state) % 4);
-  options.fork = (unsigned)(next (state) % 4);
-  options.limit = next (state) % 2 ? 0 : (size_t)128 << 10 << next (state) % 5;
+  options.kind = kinds[check_random (state) % 4];
+  options.lock = (unsigned)(check_random (state) % 4);
+  options.fork = (unsigned)(check_random (state) % 4);
+  options.limit = check_random (state) % 2 ? 0 : (size_t)128 << 10 << check_random (state) % 5;
   errno = 0;
   malloc_arena *arena = malloc_arena_new (&options);
   if (arena == NULL)
@@ -293,8 +283,8 @@ use_brief (struct block *mine, uint64_t *state)
 static void
 one_step (struct block *mine, uint64_t *state)
 {
-  struct block *b = &mine[next (state) % SLOTS];
-  unsigned what = (unsigned)(next (state) % 64);
+  struct block *b = &mine[check_random (state) % SLOTS];
+  unsigned what = (unsigned)(check_random (state) % 64);
   if (b->p == NULL)
     make (b, state);
   else if (what < 26)
@@ -329,7 +319,8 @@ child (uint64_t state)
   for (size_t i = 0; i < SLOTS; i++)
     drop (&mine[i]);
   int none = 0;
-  if (next (&state) % 4 == 0 && atomic_compare_exchange_strong (&common->child, &none, getpid ()))
+  if (check_random (&state) % 4 == 0
+      && atomic_compare_exchange_strong (&common->child, &none, getpid ()))
     while (common->child == getpid ())
       usleep (500);
 }
@@ -337,7 +328,7 @@ child (uint64_t state)
 static void
 fork_once (uint64_t *state)
 {
-  uint64_t of_child = next (state);
+  uint64_t of_child = check_random (state);
   /* Not between the end of an arena and the end of its name. */
   pthread_rwlock_rdlock (&own_lock);
   pid_t pid = fork ();
@@ -417,7 +408,7 @@ thread_body (void *data)
         }
       if (i % 512 == 0)
         {
-          if (next (&state) % 4 == 0)
+          if (check_random (&state) % 4 == 0)
             change_own (&state);
           else
             use_brief (mine, &state);
@@ -426,7 +417,7 @@ thread_body (void *data)
         fork_once (&state);
     }
   /* Some go with their hands empty; what others leave is freed by the next. */
-  if (next (&state) % 2)
+  if (check_random (&state) % 2)
     for (size_t i = 0; i < SLOTS; i++)
       drop (&mine[i]);
   common->running--;
@@ -508,7 +499,7 @@ worker (void)
       pthread_t threads[THREADS];
       for (size_t t = 0; t < THREADS; t++, common->threads++)
         CHECK_EQUAL (pthread_create (&threads[t], NULL, thread_body,
-                                     (void *)(t + 1000 * (size_t)(next (&state) % 100000))),
+                                     (void *)(t + 1000 * (size_t)(check_random (&state) % 100000))),
                      0);
       for (int i = 0; i < 100 && !common->is_stopped; i++)
         usleep (20000);
@@ -664,7 +655,7 @@ one_worker (double seconds, uint64_t *state)
   double start = now ();
   unsigned long before = common->operations;
   /* Sometimes from the first call on. */
-  if (next (state) % 2)
+  if (check_random (state) % 2)
     faults->one_in = 16;
   pid_t pid = fork ();
   CHECK (pid >= 0);
@@ -674,8 +665,8 @@ one_worker (double seconds, uint64_t *state)
   while (now () - start < seconds)
     {
       static const unsigned rates[] = { 0, 3, 8, 30, 100, 300 };
-      faults->one_in = rates[next (state) % 6];
-      faults->burst = next (state) % 3 ? 0 : 12;
+      faults->one_in = rates[check_random (state) % 6];
+      faults->burst = check_random (state) % 3 ? 0 : 12;
       for (int i = 0; i < 40; i++)
         {
           usleep (10000);

@@ -27,21 +27,11 @@ static _Atomic bool stop;
 static _Atomic unsigned long operations;
 static uint64_t seed;
 
-static uint64_t
-next (uint64_t *state)
-{
-  *state += 0x9e3779b97f4a7c15u;
-  uint64_t z = *state;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return z ^ z >> 31;
-}
-
 static size_t
 some_size (uint64_t *state)
 {
-  unsigned shift = 4 + (unsigned)(next (state) % 10);
-  return next (state) % ((size_t)1 << shift);
+  unsigned shift = 4 + (unsigned)(check_random (state) % 10);
+  return check_random (state) % ((size_t)1 << shift);
 }
 
 static void
@@ -57,18 +47,18 @@ verify (const struct block *b)
 static void
 fill (struct block *b, uint64_t *state)
 {
-  b->byte = (unsigned char)next (state);
+  b->byte = (unsigned char)check_random (state);
   memset (b->p, b->byte, b->size);
 }
 
 static void
 make (struct block *b, uint64_t *state, unsigned choice)
 {
-  malloc_arena *arena = arenas[next (state) % choice];
+  malloc_arena *arena = arenas[check_random (state) % choice];
   b->size = some_size (state);
-  size_t alignment = (size_t)16 << next (state) % 6;
+  size_t alignment = (size_t)16 << check_random (state) % 6;
   malloc_arena_enter (arena);
-  switch (next (state) % 6)
+  switch (check_random (state) % 6)
     {
     case 0:
       b->p = calloc (1, b->size);
@@ -105,8 +95,8 @@ drop (struct block *b)
 static void
 one_step (struct block *mine, uint64_t *state)
 {
-  struct block *b = &mine[next (state) % SLOTS];
-  unsigned what = (unsigned)(next (state) % 16);
+  struct block *b = &mine[check_random (state) % SLOTS];
+  unsigned what = (unsigned)(check_random (state) % 16);
   if (b->p == NULL)
     make (b, state, ARENAS);
   else if (what < 6)
@@ -126,7 +116,7 @@ one_step (struct block *mine, uint64_t *state)
     }
   else if (what < 14)
     {
-      size_t at = next (state) % SHARED;
+      size_t at = check_random (state) % SHARED;
       pthread_mutex_lock (&shared_lock[at]);
       struct block other = shared[at];
       shared[at] = *b;
@@ -166,7 +156,7 @@ child (void *data)
   alarm (120);
   for (unsigned i = 0; i < 2000; i++)
     {
-      struct block *b = &mine[next (&state) % SLOTS];
+      struct block *b = &mine[check_random (&state) % SLOTS];
       /* The address sanitizer's own malloc may have been left locked by the fork. */
       if (b->p == NULL)
         make (b, &state, ARENAS - CHECK_SANITIZED);
@@ -204,11 +194,12 @@ main (int argc, char **argv)
       pthread_t threads[THREADS];
       stop = false;
       for (size_t t = 0; t < THREADS; t++)
-        CHECK_EQUAL (pthread_create (&threads[t], NULL, worker, (void *)(next (&state) % 900)), 0);
+        CHECK_EQUAL (
+            pthread_create (&threads[t], NULL, worker, (void *)(check_random (&state) % 900)), 0);
       for (unsigned i = 0; i < 15; i++, children++)
         {
           struct check_outcome outcome
-              = check_child (child, (void *)(uintptr_t)(next (&state) >> 8));
+              = check_child (child, (void *)(uintptr_t)(check_random (&state) >> 8));
           if (outcome.exit_code != 0)
             CHECK_FAIL ("seed %llu: child %u: exit %d, signal %d", (unsigned long long)seed,
                         children, outcome.exit_code, outcome.signal);

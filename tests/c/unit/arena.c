@@ -42,14 +42,6 @@ handles (void)
       CHECK (malloc_arena_get (bad[i]) == NULL);
       CHECK_EQUAL (errno, EINVAL);
     }
-#ifdef __x86_64__
-  errno = 0;
-  CHECK (malloc_arena_get (HEAP_TAGGED) == NULL);
-  CHECK_EQUAL (errno, ENOTSUP);
-  errno = 0;
-  CHECK (malloc_arena_get (HEAP_TAGGED | HEAP_SECURE) == NULL);
-  CHECK_EQUAL (errno, ENOTSUP);
-#endif
 }
 
 static void

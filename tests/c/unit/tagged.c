@@ -5,10 +5,8 @@
 
 #include <malloc.h>
 
-#if !defined(__aarch64__)
-
-int
-main (void)
+static void
+cannot_be_had (void)
 {
   errno = 0;
   CHECK (malloc_arena_get (HEAP_TAGGED) == NULL);
@@ -16,6 +14,14 @@ main (void)
   errno = 0;
   CHECK (malloc_arena_get (HEAP_TAGGED | HEAP_SECURE) == NULL);
   CHECK_EQUAL (errno, ENOTSUP);
+}
+
+#if !defined(__aarch64__)
+
+int
+main (void)
+{
+  cannot_be_had ();
   struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_TAGGED };
   errno = 0;
   CHECK (malloc_arena_new (&options) == NULL);
@@ -389,12 +395,7 @@ main (int argc, char **argv)
     }
   if (!(getauxval (AT_HWCAP2) & 1 << 18))
     {
-      errno = 0;
-      CHECK (malloc_arena_get (HEAP_TAGGED) == NULL);
-      CHECK_EQUAL (errno, ENOTSUP);
-      errno = 0;
-      CHECK (malloc_arena_get (HEAP_TAGGED | HEAP_SECURE) == NULL);
-      CHECK_EQUAL (errno, ENOTSUP);
+      cannot_be_had ();
       dprintf (STDOUT_FILENO, "this CPU has no memory tags, and the answer is ENOTSUP\n");
       return 0;
     }

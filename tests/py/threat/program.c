@@ -422,6 +422,21 @@ idle (void)
 
 /* ---- crimes: "survived" is what must not be said ---- */
 
+/* How much of a block is to be seen from the one before it. */
+static size_t
+read_behind (size_t size, size_t reach)
+{
+  size_t seen = 0;
+  char *p = malloc (size);
+  char *q = malloc (size);
+  fill (q, size);
+  volatile char *at = hide (p);
+  for (size_t i = 0; i < reach; i++)
+    seen += at[i] != 0;
+  free (q);
+  return seen;
+}
+
 static void
 crime (const char *what)
 {
@@ -440,25 +455,9 @@ crime (const char *what)
       free (p);
     }
   else if (strcmp (what, "read-behind") == 0)
-    {
-      p = malloc (100000);
-      q = malloc (100000);
-      fill (q, 100000);
-      volatile char *at = hide (p);
-      for (size_t i = 0; i < 120000; i++)
-        seen += at[i] != 0;
-      free (q);
-    }
+    seen = read_behind (100000, 120000);
   else if (strcmp (what, "read-behind-small") == 0)
-    {
-      p = malloc (100);
-      q = malloc (100);
-      fill (q, 100);
-      volatile char *at = hide (p);
-      for (size_t i = 0; i < 5000; i++)
-        seen += at[i] != 0;
-      free (q);
-    }
+    seen = read_behind (100, 5000);
   else if (strcmp (what, "read-freed") == 0)
     {
       p = malloc (300);

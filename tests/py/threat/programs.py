@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import copies, mappings
+from conftest import copies, end, mappings
 from malloc_arena.cli.config import Config
 
 # As the program and the scripts make it; neither has it in one piece.
@@ -107,12 +106,7 @@ class Story:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with contextlib.suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
+        end(self.process)
 
     def said(self, what: str) -> int:
         """The number that the program says with WHAT."""

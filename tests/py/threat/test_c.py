@@ -85,11 +85,7 @@ def test_errors_leave_nothing_behind(tell: Tell, evidence: Evidence, kind: str) 
             assert story.said("refused") == 8 * 4 + 2
             story.said("errors")
             found = story.copies(stack=False)
-            if memory == "plain":
-                evidence.control(f"{found} copies", found)
-            else:
-                assert found == 0
-                evidence.result("0 copies after 26 calls that failed")
+            evidence.copies(memory, found, " after 26 calls that failed")
 
 
 @pytest.mark.promise("wipe-reuse")
@@ -145,11 +141,7 @@ def test_kernel_core(tell: Tell, evidence: Evidence, tmp_path: Path, kind: str, 
                 pytest.skip("no signal fell into a wipe on this machine")
             assert code == -signal.SIGABRT
         found = kernel_dump(tmp_path).count(NEEDLE)
-        if memory == "plain":
-            evidence.control(f"{found} copies", found)
-        else:
-            assert found == 0
-            evidence.result("0 copies")
+        evidence.copies(memory, found)
 
 
 @pytest.mark.promise("dump-gcore")
@@ -159,11 +151,7 @@ def test_gcore(tell: Tell, evidence: Evidence, tmp_path: Path, kind: str) -> Non
         with tell(memory, "alive") as process:
             process.said("alive")
             found = gcore(process.pid, tmp_path).count(NEEDLE)
-        if memory == "plain":
-            evidence.control(f"{found} copies", found)
-        else:
-            assert found == 0
-            evidence.result("0 copies")
+        evidence.copies(memory, found)
 
 
 @pytest.mark.promise("dump-gcore-all")

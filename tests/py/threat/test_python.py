@@ -67,11 +67,7 @@ show()
 def compare(data: bytes, memory: str, evidence: Evidence) -> None:
     assert WITNESS in data
     found = data.count(SECRET) + data.count(WIDE)
-    if memory == "plain":
-        evidence.control(f"{found} copies", found)
-    else:
-        assert found == 0
-        evidence.result("0 copies")
+    evidence.copies(memory, found)
 
 
 @pytest.mark.promise("dump-gcore")
@@ -317,11 +313,7 @@ def after(child: Callable[..., Child], evidence: Evidence, script: str, **enviro
         process = child(script, STORY=memory, **environment)
         process.shown()
         found = len(process.copies(SECRET))
-        if memory == "plain":
-            evidence.control(f"{found} copies", found)
-        else:
-            assert found == 0
-            evidence.result("0 copies")
+        evidence.copies(memory, found)
         process.ends()
 
 
