@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _VALUES = (str, bytes, bytearray, int, float, complex)
 
+# Callbacks of the collector, during a clear_free_lists(): a list of its own would fill those again.
+_set_aside: list[Any] = []
+
 
 def sweep() -> None:
     """Everything below; about as long as a full collection takes."""
@@ -32,12 +35,13 @@ def clear_free_lists() -> None:
         return
     # A full collection clears them; with everything set aside there is nothing else for it to do,
     # and nothing to tell others, who would fill the lists again.
-    told = gc.callbacks[:]
-    gc.callbacks.clear()
+    while gc.callbacks:
+        _set_aside.append(gc.callbacks.pop())
     gc.freeze()
     gc.collect()
     gc.unfreeze()
-    gc.callbacks[:] = told
+    while _set_aside:
+        gc.callbacks.append(_set_aside.pop())
 
 
 def _sweep() -> None:

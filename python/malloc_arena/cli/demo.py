@@ -6,9 +6,6 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
-
-_Seen = TypeVar("_Seen")
 
 
 class Demo:
@@ -38,8 +35,15 @@ class Demo:
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     def __call__(self, options: argparse.Namespace) -> int:
-        if options.what == "budget":
-            return self._budget(options)
+        from ..audit import CannotLook
+
+        try:
+            return self._budget(options) if options.what == "budget" else self._secrets(options)
+        except CannotLook as error:
+            print(f"malloc-arena demo: {error}", file=sys.stderr)
+            return 3
+
+    def _secrets(self, options: argparse.Namespace) -> int:
         from ..demo import measure
         from ..render import demo as render
 
@@ -52,10 +56,8 @@ class Demo:
         unknown = [name for name in names if name not in known]
         if unknown:
             options.parser.error(f"no job {unknown[0]!r}; there are {', '.join(known)}")
-        total = len(names) * len(measure.MODES)
-        demo = _seen(total, lambda advance: measure.measure(names, advance))
-        if demo is None:
-            return 3
+        with _progress(len(names) * len(measure.MODES)) as advance:
+            demo = measure.measure(names, advance)
         if options.json:
             print(render.as_json(demo))
         else:
@@ -70,26 +72,13 @@ class Demo:
 
         if options.jobs or options.list:
             options.parser.error("--jobs and --list are for the demo of secrets")
-        seen = _seen(len(budget.MODES), lambda advance: budget.measure(progress=advance))
-        if seen is None:
-            return 3
+        with _progress(len(budget.MODES)) as advance:
+            seen = budget.measure(progress=advance)
         if options.json:
             print(render.budget_as_json(seen))
         else:
             render.print_budget(seen)
         return 1 if seen.unexpected() else 0
-
-
-def _seen(total: int, measure: Callable[[Callable[[str], None]], _Seen]) -> _Seen | None:
-    """What MEASURE sees in TOTAL steps; None, and the reason said, where it cannot look."""
-    from ..audit import CannotLook
-
-    try:
-        with _progress(total) as advance:
-            return measure(advance)
-    except CannotLook as error:
-        print(f"malloc-arena demo: {error}", file=sys.stderr)
-        return None
 
 
 @contextlib.contextmanager

@@ -118,6 +118,16 @@ def test_free_lists_are_cleared(own: Arena) -> None:
     assert all(own.owns(id(number)) for number in inside)
 
 
+@pytest.mark.parametrize("kind", [lambda: [None], lambda: {None: None}, lambda: (id(gc),)])
+def test_clearing_the_free_lists_leaves_nothing_in_them(
+    own: Arena, kind: Callable[[], object]
+) -> None:
+    with own:
+        malloc_arena._core._outside(malloc_arena.sweep.clear_free_lists)
+        inside = kind()
+    assert own.owns(id(inside))
+
+
 def test_those_who_watch_collections_do_not_fill_the_lists_again(own: Arena) -> None:
     seen = []
 
