@@ -187,6 +187,14 @@ def test_wsgi_service(
     check(search(service.pid, key, tmp_path), protected)
 
 
+# The leader of a session gets the terminal that it opens first.
+TAKE_TERMINAL = """
+import os, sys
+os.close(os.open(sys.argv[1], os.O_RDWR))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def at_terminal(
     command: list[str],
     typed: list[bytes],
@@ -195,9 +203,17 @@ def at_terminal(
 ) -> tuple[int, bytes]:
     """Runs a command in a terminal of its own, types a line at each prompt, and looks at it when it
     says "waiting"."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(command[0], command, env)
+    terminal, theirs = pty.openpty()
+    first = [sys.executable, "-c", TAKE_TERMINAL, os.ttyname(theirs)]
+    process = subprocess.Popen(
+        [*first, *command],
+        env=env,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
     shown, answered = b"", 0
     with contextlib.suppress(OSError):  # the terminal is gone
         while data := os.read(terminal, 4096):
@@ -206,10 +222,10 @@ def at_terminal(
                 os.write(terminal, typed[answered] + b"\n")
                 answered += 1
             if b"waiting" in data:
-                look(pid)
+                look(process.pid)
                 os.write(terminal, b"\n")
     os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
+    return process.wait(timeout=60), shown
 
 
 # What gets the secret: it tells its digest, and keeps the password manager waiting.
