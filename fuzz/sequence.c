@@ -301,7 +301,7 @@ fork_once (void)
   CHECK (pid >= 0);
   if (pid == 0)
     {
-      alarm (20);
+      alarm (120);
       in_child ();
       _exit (0);
     }
