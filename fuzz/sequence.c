@@ -1,5 +1,5 @@
 /* sequence.c - a fuzzer of the whole interface: each input is a sequence of calls in all kinds of
- * arenas and in several threads, held against a model of what must be so.
+ * arenas and in several threads, one at a time or all at once, held against a model of what must be so.
  *
  * With libFuzzer: CC=clang meson setup build -Dpython=false -Dtests=true builds, where clang can,
  * tests/c/fuzz_sequence, the library inside it; run it on a directory, with fuzz/corpus as seeds. In
@@ -10,6 +10,8 @@
 #include <malloc.h>
 #include <semaphore.h>
 
+void free_sized (void *, size_t);
+void free_aligned_sized (void *, size_t, size_t);
 int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
 
 enum
@@ -18,7 +20,8 @@ enum
   ARENAS = 5,
   OWN = 4, /* made and deleted along the way */
   WORKERS = 3,
-  FORKS = 1 /* most of an input: each costs more than all the rest */
+  FORKS = 1, /* most of an input: each costs more than all the rest */
+  NESTED = 6
 };
 
 struct block
@@ -35,15 +38,30 @@ static struct
 } input;
 static struct block blocks[BLOCKS];
 static malloc_arena *arenas[ARENAS];
-static bool is_secure[ARENAS];
-static size_t live_blocks[ARENAS], live_bytes[ARENAS];
-static unsigned char stamp;
+static bool is_secure[ARENAS], is_limited[ARENAS];
+static _Atomic size_t live_blocks[ARENAS], live_bytes[ARENAS];
+static _Atomic unsigned char stamp;
+static _Atomic unsigned own_entered;
 static unsigned forks;
-static int memory = -1; /* /proc/self/mem: an unmapped address is an error, not a fault */
+static char text[1 << 19]; /* to be copied */
+static int memory = -1;    /* /proc/self/mem: an unmapped address is an error, not a fault */
+
+/* While threads run at once, none can have the input: each draws from a seed, and has some of the blocks
+ * to itself. */
+static _Thread_local uint64_t draw;
+static _Thread_local unsigned first_block, block_count = BLOCKS;
+static _Thread_local unsigned nested;
 
 static unsigned
 byte (void)
 {
+  if (draw != 0)
+    {
+      draw ^= draw << 13;
+      draw ^= draw >> 7;
+      draw ^= draw << 17;
+      return (unsigned)(draw >> 32 & 255);
+    }
   return input.at < input.end ? *input.at++ : 0;
 }
 
@@ -126,6 +144,16 @@ verify_wiped (uintptr_t place, size_t size)
 
 /* ---- the calls ---- */
 
+/* Whether there is no block as the arena has a limit. */
+static bool
+is_at_limit (const void *p, int arena)
+{
+  if (p != NULL || arena < 0 || !is_limited[arena])
+    return false;
+  CHECK_EQUAL (errno, ENOMEM);
+  return true;
+}
+
 static void
 settle (struct block *b, void *p, size_t size, int arena, size_t alignment)
 {
@@ -161,7 +189,7 @@ allocate (struct block *b)
     case 3: p = reallocarray (NULL, 1, size); break;
     case 4: p = aligned_alloc (alignment, size); break;
     case 5: p = memalign (alignment, size); break;
-    case 6: CHECK_EQUAL (posix_memalign (&p, alignment, size), 0); break;
+    case 6: errno = posix_memalign (&p, alignment, size); break;
     case 7:
       p = valloc (size);
       least = CHECK_PAGE;
@@ -172,12 +200,26 @@ allocate (struct block *b)
       else
         p = malloc (size);
       break;
+    case 9:
+      size = (size + CHECK_PAGE - 1) / CHECK_PAGE * CHECK_PAGE;
+      p = pvalloc (size);
+      least = CHECK_PAGE;
+      break;
+    case 10:
+      if (arena != NULL && size != 0 && !CHECK_SANITIZED)
+        {
+          p = malloc_arena (arena, strndup, text, size - 1);
+          break;
+        }
+      /* fall through */
     default: p = malloc (size);
     }
   malloc_arena_leave (arena);
+  if (is_at_limit (p, index))
+    return;
   if (routine < 2)
     CHECK (check_all (p, 0, size));
-  settle (b, p, size, index, routine >= 4 && routine <= 7 ? least : 16);
+  settle (b, p, size, index, (routine >= 4 && routine <= 7) || routine == 9 ? least : 16);
 }
 
 static void
@@ -187,7 +229,12 @@ release (struct block *b)
   removed (b);
   uintptr_t place = (uintptr_t)b->p;
   errno = EXDEV;
-  free (b->p);
+  switch (b->byte >> 1 & 3)
+    {
+    case 0: free_sized (b->p, b->size); break;
+    case 1: free_aligned_sized (b->p, 16, b->size); break;
+    default: free (b->p);
+    }
   CHECK_EQUAL (errno, EXDEV);
   if (b->arena >= 0 && is_secure[b->arena])
     verify_wiped (place, b->size);
@@ -210,10 +257,15 @@ resize (struct block *b)
   int active = (int)(byte () % (ARENAS + 1)) - 1;
   if (active >= 0 && arenas[active] == NULL)
     active = -1;
-  removed (b);
   malloc_arena_enter (active < 0 ? NULL : arenas[active]);
   unsigned char *p = byte () % 2 ? realloc (b->p, size) : reallocarray (b->p, size, 1);
   malloc_arena_leave (active < 0 ? NULL : arenas[active]);
+  if (is_at_limit (p, b->arena < 0 ? active : b->arena))
+    {
+      verify (b);
+      return;
+    }
+  removed (b);
   CHECK (p != NULL && check_all (p, b->byte, size < b->size ? size : b->size));
   settle (b, p, size, b->arena < 0 ? active : b->arena, 16);
 }
@@ -242,7 +294,7 @@ own_arena (void)
   malloc_arena **own = &arenas[OWN];
   if (*own != NULL)
     {
-      bool is_used = live_blocks[OWN] != 0;
+      bool is_used = live_blocks[OWN] != 0 || own_entered != 0;
       errno = 0;
       int result = malloc_arena_delete (*own);
       CHECK_EQUAL (result, is_used ? -1 : 0);
@@ -254,15 +306,22 @@ own_arena (void)
     }
   static const size_t thresholds[] = { 0, 0, 16, 64, 1000, 2048 };
   static const size_t heaps[] = { 0, 64 << 10, 1 << 20, 4 << 20 };
-  static const unsigned kinds[] = { HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED };
+  static const size_t limits[] = { 0, 0, 0, 64 << 10, 300 << 10, 1 << 20 };
+  static const unsigned kinds[]
+      = { HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED, HEAP_SECURE | HEAP_SECRETMEM };
   struct malloc_arena_options options = { .size = sizeof options, .name = "own" };
-  options.kind = kinds[byte () % 3];
+  options.kind = kinds[byte () % 4];
   options.fork = byte () % 3; /* not `refuse`: the child verifies */
   options.lock = byte () % 2 ? MALLOC_ARENA_LOCK_OFF : 0;
   options.isolate_threshold = options.kind == HEAP_SECURE ? thresholds[byte () % 6] : 0;
   options.heap_size = heaps[byte () % 4];
+  options.limit = limits[byte () % 6];
   *own = malloc_arena_new (&options);
-  CHECK (*own != NULL);
+  if (*own == NULL && options.kind & HEAP_SECRETMEM)
+    CHECK_EQUAL (errno, ENOTSUP);
+  else
+    CHECK (*own != NULL);
+  is_limited[OWN] = options.limit != 0;
   is_secure[OWN] = options.kind != HEAP_DEFAULT;
 }
 
@@ -310,11 +369,32 @@ fork_once (void)
   CHECK_EQUAL (outcome.exit_code, 0);
 }
 
+static void one_call (void);
+
+/* Some calls with an arena active, or the ordinary malloc. */
+static void
+inside (void)
+{
+  int index = (int)(byte () % (ARENAS + 1)) - 1;
+  malloc_arena *arena = index < 0 ? NULL : arenas[index];
+  own_entered += index == OWN && arena != NULL;
+  nested++;
+  malloc_arena_enter (arena);
+  for (unsigned calls = byte () % 4; calls != 0; calls--)
+    one_call ();
+  malloc_arena_leave (arena);
+  nested--;
+  own_entered -= index == OWN && arena != NULL;
+}
+
 static void
 one_call (void)
 {
   unsigned what = byte () % 32;
-  struct block *b = &blocks[byte () % BLOCKS];
+  struct block *b = &blocks[first_block + byte () % block_count];
+  /* With others at work there is no counting, no end of an arena, and no fork that a model knows of. */
+  if (draw != 0 && (what == 31 || what == 30 || what == 28))
+    what = 24;
   if (what == 31)
     fork_once ();
   else if (what == 30)
@@ -325,6 +405,10 @@ one_call (void)
     verify_counts ();
   else if (what == 27)
     CHECK (malloc_trim (0) >= 0);
+  else if (what == 26 && nested < NESTED)
+    inside ();
+  else if (what == 25)
+    malloc_arena_scrub (byte () * 64);
   else if (b->p == NULL)
     allocate (b);
   else if (what < 14)
@@ -335,13 +419,14 @@ one_call (void)
     verify (b);
 }
 
-/* ---- threads: one at a time, so that an input is a sequence ---- */
+/* ---- threads: mostly one at a time, so that an input is a sequence ---- */
 
 static struct worker
 {
   pthread_t thread;
   sem_t begin, done;
   unsigned calls; /* 0: end */
+  uint64_t draw;  /* to run with the others: what from */
 } workers[WORKERS];
 
 static void
@@ -360,8 +445,17 @@ work (void *data)
       wait_for (&worker->begin);
       if (worker->calls == 0)
         return NULL;
-      for (unsigned i = 0; i < worker->calls && input.at < input.end; i++)
+      draw = worker->draw;
+      if (draw != 0)
+        {
+          block_count = BLOCKS / WORKERS;
+          first_block = (unsigned)(worker - workers) * block_count;
+        }
+      for (unsigned i = 0; i < worker->calls && (draw != 0 || input.at < input.end); i++)
         one_call ();
+      draw = 0;
+      first_block = 0;
+      block_count = BLOCKS;
       sem_post (&worker->done);
     }
 }
@@ -372,6 +466,25 @@ start (struct worker *worker)
   CHECK_EQUAL (sem_init (&worker->begin, 0, 0), 0);
   CHECK_EQUAL (sem_init (&worker->done, 0, 0), 0);
   CHECK_EQUAL (pthread_create (&worker->thread, NULL, work, worker), 0);
+}
+
+static void
+run (struct worker *worker, unsigned calls, uint64_t seed)
+{
+  worker->calls = calls;
+  worker->draw = seed;
+  sem_post (&worker->begin);
+}
+
+/* All of them at once. */
+static void
+run_all (unsigned calls, uint64_t seed)
+{
+  for (int i = 0; i < WORKERS; i++)
+    run (&workers[i], calls, (seed * WORKERS + (unsigned)i + 1) * 0x9e3779b97f4a7c15u | 1);
+  for (int i = 0; i < WORKERS; i++)
+    wait_for (&workers[i].done);
+  verify_counts ();
 }
 
 static void
@@ -389,6 +502,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
     {
       memory = open ("/proc/self/mem", O_RDONLY | O_CLOEXEC);
       CHECK (memory >= 0);
+      memset (text, 'x', sizeof text - 1);
       struct malloc_arena_options options
           = { .size = sizeof options, .kind = HEAP_SECURE, .fork = MALLOC_ARENA_FORK_KEEP };
       arenas[0] = malloc_arena_get (HEAP_SECURE);
@@ -414,13 +528,14 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
       unsigned calls = 1 + turn / 32;
       if (who < WORKERS)
         {
-          workers[who].calls = calls;
-          sem_post (&workers[who].begin);
+          run (&workers[who], calls, 0);
           wait_for (&workers[who].done);
         }
       else if (who == WORKERS)
         for (unsigned i = 0; i < calls && input.at < input.end; i++)
           one_call ();
+      else if (calls == 6)
+        run_all (4 + byte (), byte ());
       else if (calls > 6)
         {
           /* A thread ends; another takes over what it had. */
