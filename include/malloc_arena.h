@@ -114,10 +114,10 @@ struct malloc_arena_receipt
   unsigned requested;                  /* MALLOC_ARENA_... */
   unsigned obtained;                   /* MALLOC_ARENA_... */
   int reason[MALLOC_ARENA_PROPERTIES]; /* by bit number: errno of what was refused, else 0 */
-  size_t
-      mapped_bytes; /* of the pages opened for blocks, used or not, until they are given back: also
-                        * those of freed blocks that wait, maybe closed, for their next use, and what a
-                        * secure slab gave back empty, as it stays locked; no guards */
+  /* Of the pages opened for blocks, used or not, until they are given back: also those of freed blocks
+   * that wait, maybe closed, for their next use, and those that a secure slab gave back empty, as they
+   * stay locked; guards are not counted. */
+  size_t mapped_bytes;
   size_t locked_bytes; /* of these, locked */
 };
 int malloc_arena_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
