@@ -329,9 +329,11 @@ is_heap_idle (const struct ma_local *local, const struct ma_unit *heap)
 static void
 give_heaps (struct ma_local *local)
 {
+  struct ma_unit **link = &local->heaps;
+  if (*link == NULL)
+    return;
   struct ma_unit *fresh = local->fresh;
   struct ma_unit *fresh_end = fresh + local->fresh_left;
-  struct ma_unit **link = &local->heaps;
   local->idle = NULL;
   while (*link != NULL)
     {

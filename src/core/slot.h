@@ -226,7 +226,7 @@ slot_wipe_strokes (char *p, size_t slot, int strokes)
       AT (p, slot - 32 * (size_t)(strokes - i)) = (ma_v32){ 0, 0, 0, 0 };
     }
   /* No dead stores; what is known of the unit stays in registers. */
-  __asm__ volatile ("" : : "m"(*(char (*)[])p));
+  __asm__ volatile ("" : : "m"(*(char (*)[512])p));
 }
 
 static inline unsigned char
