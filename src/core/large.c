@@ -449,18 +449,19 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p)
   atomic_fetch_sub_explicit (&arena->large_blocks, 1, memory_order_relaxed);
   atomic_fetch_sub_explicit (&arena->large_bytes, size, memory_order_relaxed);
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
-  if (local != NULL && unit->bin < MA_BINS && local->warm_bytes + bytes <= WARM_BYTES
-      && (!arena->is_isolated || (unit->bin < EXACT_BINS && os_close (start, bytes) == 0)))
+  unsigned bin = unit->bin;
+  if (local != NULL && bin < MA_BINS && local->warm_bytes + bytes <= WARM_BYTES
+      && (!arena->is_isolated || (bin < EXACT_BINS && os_close (start, bytes) == 0)))
     {
-      unit->next = local->warm[unit->bin];
-      local->warm[unit->bin] = unit;
+      unit->next = local->warm[bin];
+      local->warm[bin] = unit;
       local->warm_bytes += bytes;
       return;
     }
   int saved = errno;
-  close_range (arena, unit);
+  close_range (arena, unit); /* another thread may have the unit now */
   /* Many warm ranges of sizes that are not asked for any more make room for those that are. */
-  if (local != NULL && unit->bin < MA_BINS && bytes <= WARM_BYTES)
+  if (local != NULL && bin < MA_BINS && bytes <= WARM_BYTES)
     {
       pthread_mutex_lock (&local->lock);
       ma_large_flush (local);
