@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,16 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Reader:
+def reader(tmp_path: Path) -> Iterator[Reader]:
     shutil.copytree(SHOP, tmp_path / "shop")
-    return Reader(tmp_path / "shop")
+    reader = Reader(tmp_path / "shop")
+    # A background job of a script ignores the interrupt, and so would all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield reader
+    signal.signal(signal.SIGINT, before)
+    if reader.waiting:
+        os.killpg(reader.waiting.pid, signal.SIGKILL)
+        reader.waiting.communicate()
 
 
 @pytest.mark.parametrize("guide", ["guide-find-a-leak.md", "guide-ci-gate.md", "guide-receipt.md"])
