@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     T = TypeVar("T")
 
-    AnyCoroutine = Coroutine[Any, Any, Any]
-    AnyGenerator = Generator[Any, Any, Any]
     AnyAsyncGenerator = AsyncGenerator[Any, Any]
 else:
-    AnyCoroutine, AnyGenerator, AnyAsyncGenerator = Coroutine, Generator, AsyncGenerator
+    AnyAsyncGenerator = AsyncGenerator
 
     def overload(function):
         return function
 
+
+Coroutine.register(_core._Run)
+Generator.register(_core._Iterate)
 
 _CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
@@ -41,7 +42,8 @@ class Arena(_core.Arena):
 
     def run(self, awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
         """Binds a coroutine: the arena is active in its steps only, not while it waits."""
-        return _Run(self, awaitable)
+        steps = awaitable if hasattr(awaitable, "send") else self.call(awaitable.__await__)
+        return _core._Run(self, steps)
 
     @overload
     def iterate(self, iterable: AsyncIterable[T]) -> AsyncGenerator[T, Any]: ...
@@ -51,7 +53,7 @@ class Arena(_core.Arena):
         """Binds a generator, or any iterable: the arena is active in its steps only."""
         if hasattr(iterable, "__aiter__"):
             return _AsyncIterate(self, self.call(iterable.__aiter__))
-        return _Iterate(self, self.call(iter, iterable))
+        return _core._Iterate(self, self.call(iter, iterable))
 
     def bind(self, function: Callable[P, T]) -> Callable[P, T]:
         """The function, with the arena active in each call. What generator and coroutine functions
@@ -176,85 +178,9 @@ class Scope:
             self._arena.sweep()
 
 
-# The steps of an inner generator, coroutine or iterator, each with the arena active. Whatever the
-# step ends with, a value, a StopIteration, an exception, the scope has ended before the caller sees
-# it.
-
-
-class _Iterate(AnyGenerator):
-    __slots__ = ("_arena", "_inner")
-
-    def __init__(self, arena: Arena, inner: Any) -> None:
-        self._arena = arena
-        self._inner = inner
-
-    def __next__(self) -> Any:
-        with self._arena:
-            return next(self._inner)
-
-    def send(self, value: Any) -> Any:
-        with self._arena:
-            return next(self._inner) if value is None else self._inner.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        if not hasattr(self._inner, "throw"):
-            return super().throw(*error)
-        with self._arena:
-            return self._inner.throw(*error)
-
-    def close(self) -> None:
-        if hasattr(self._inner, "close"):
-            with self._arena:
-                self._inner.close()
-
-
-class _Run(AnyCoroutine):
-    __slots__ = ("__name__", "__qualname__", "_arena", "_call", "_inner", "_next", "_send")
-
-    def __init__(self, arena: Arena, awaitable: Any) -> None:
-        self._arena = arena
-        if not hasattr(awaitable, "send"):
-            with arena:
-                awaitable = awaitable.__await__()
-        self._inner = awaitable
-        # An event loop takes very many steps: each is one call.
-        self._call = arena.call
-        self._next = awaitable.__next__ if hasattr(awaitable, "__next__") else None
-        self._send = awaitable.send if hasattr(awaitable, "send") else None
-        self.__name__ = getattr(awaitable, "__name__", type(awaitable).__name__)
-        self.__qualname__ = getattr(awaitable, "__qualname__", self.__name__)
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        if self._send is not None:
-            return self._call(self._send, None)
-        return self._call(self._next)  # type: ignore[arg-type]
-
-    def send(self, value: Any) -> Any:
-        if self._send is not None:
-            return self._call(self._send, value)
-        if value is None:
-            return self._call(self._next)  # type: ignore[arg-type]
-        return self._call(self._inner.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        if not hasattr(self._inner, "throw"):
-            return super().throw(*error)
-        with self._arena:
-            return self._inner.throw(*error)
-
-    def close(self) -> None:
-        if hasattr(self._inner, "close"):
-            with self._arena:
-                self._inner.close()
-
-
 class _AsyncIterate(AnyAsyncGenerator):
+    """The steps of an inner asynchronous generator, each in the arena."""
+
     __slots__ = ("_arena", "_inner")
 
     def __init__(self, arena: Arena, inner: AsyncIterator[Any]) -> None:

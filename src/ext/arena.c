@@ -235,28 +235,36 @@ put_error (PyObject *error)
 #endif
 }
 
-/* Calls FUNCTION with HANDLE active, NULL: with the ordinary malloc. KEYWORDS is a dictionary, or a
- * tuple of names as in a vectorcall. */
-static PyObject *
-call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t count,
-         PyObject *keywords)
+static int
+begin (malloc_arena *handle, struct arena_scope *scope)
 {
-  unsigned depth = ma_depth ();
+  scope->handle = handle;
+  scope->depth = ma_depth ();
   if (handle == NULL)
     malloc_arena_enter (NULL);
   else if (enter (handle) == -1)
-    return NULL;
-  unsigned floor_before = floor_depth;
-  floor_depth = depth + 1;
-  PyObject *result = keywords != NULL && PyDict_Check (keywords)
-                         ? PyObject_VectorcallDict (function, args, count, keywords)
-                         : PyObject_Vectorcall (function, args, count, keywords);
+    return -1;
+  scope->floor = floor_depth;
+  floor_depth = scope->depth + 1;
+  return 0;
+}
+
+int
+arena_begin (struct arena_object *arena, struct arena_scope *scope)
+{
+  return check_enter (arena) == -1 ? -1 : begin (arena->handle, scope);
+}
+
+PyObject *
+arena_end (const struct arena_scope *scope, PyObject *result)
+{
+  malloc_arena *handle = scope->handle;
   PyObject *error = result == NULL ? take_error () : NULL;
-  floor_depth = floor_before;
-  if (unlikely (ma_depth () != depth + 1 || ma_active_arena () != handle))
+  floor_depth = scope->floor;
+  if (unlikely (ma_depth () != scope->depth + 1 || ma_active_arena () != handle))
     {
       /* The callee left a scope open. */
-      while (ma_depth () > depth)
+      while (ma_depth () > scope->depth)
         malloc_arena_leave (ma_active_arena ());
       Py_CLEAR (result);
       Py_XDECREF (error);
@@ -276,6 +284,20 @@ call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t
       put_error (error);
     }
   return result;
+}
+
+/* Calls FUNCTION with HANDLE active, NULL: with the ordinary malloc. KEYWORDS is a dictionary, or a
+ * tuple of names as in a vectorcall. */
+static PyObject *
+call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t count,
+         PyObject *keywords)
+{
+  struct arena_scope scope;
+  if (begin (handle, &scope) == -1)
+    return NULL;
+  return arena_end (&scope, keywords != NULL && PyDict_Check (keywords)
+                                ? PyObject_VectorcallDict (function, args, count, keywords)
+                                : PyObject_Vectorcall (function, args, count, keywords));
 }
 
 static PyObject *

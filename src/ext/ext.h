@@ -2,6 +2,7 @@
  *
  * module.c   the module: constants, region(), errors of the package raised from C
  * arena.c    Arena: one handle of the library, and the scopes of a thread
+ * steps.c    _Run and _Iterate: scopes around the steps of a coroutine or generator
  * buffer.c   SecretBuffer, and other places that secrets lie in: texts compared, the environment
  * pyhooks.c  the hooks on CPython's allocator domains and numpy's; static, process-wide, no Python
  *            state
@@ -41,12 +42,16 @@ struct core_state
   PyTypeObject *arena_type;
   PyTypeObject *buffer_type;
   PyTypeObject *inherited_type;
+  PyTypeObject *run_type;
+  PyTypeObject *iterate_type;
   int is_following; /* threads of this interpreter inherit scopes */
 };
 
 extern PyType_Spec arena_spec;
 extern PyType_Spec buffer_spec;
 extern PyType_Spec inherited_spec;
+extern PyType_Spec run_spec;
+extern PyType_Spec iterate_spec;
 struct core_state *core_state_of (PyTypeObject *type);
 
 /* Functions of the module. */
@@ -57,6 +62,17 @@ PyObject *buffer_equal (PyObject *module, PyObject *const *args, Py_ssize_t coun
 PyObject *buffer_of_environment (PyObject *module, PyObject *args);
 PyObject *pyhooks_numpy_handler (PyObject *module, PyObject *capsule);
 PyObject *pyhooks_hook_numpy (PyObject *module, PyObject *address);
+
+/* A scope around one call from C. arena_begin() returns 0, or -1 with an exception, and then there is
+ * nothing to end. arena_end() takes over what the call returned, with its exception where that is NULL,
+ * and returns what the caller should. */
+struct arena_scope
+{
+  malloc_arena *handle; /* NULL: none is active */
+  unsigned depth, floor;
+};
+int arena_begin (struct arena_object *arena, struct arena_scope *scope);
+PyObject *arena_end (const struct arena_scope *scope, PyObject *result);
 
 /* Each outermost scope sweeps from now on. */
 void arena_sweep_always (void);

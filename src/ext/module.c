@@ -130,9 +130,14 @@ core_exec (PyObject *module)
   state->arena_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &arena_spec, NULL);
   state->buffer_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &buffer_spec, NULL);
   state->inherited_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &inherited_spec, NULL);
+  state->run_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &run_spec, NULL);
+  state->iterate_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &iterate_spec, NULL);
   if (state->arena_type == NULL || state->buffer_type == NULL || state->inherited_type == NULL
+      || state->run_type == NULL || state->iterate_type == NULL
       || PyModule_AddType (module, state->arena_type) == -1
       || PyModule_AddType (module, state->buffer_type) == -1
+      || PyModule_AddType (module, state->run_type) == -1
+      || PyModule_AddType (module, state->iterate_type) == -1
       || PyModule_AddIntMacro (module, HEAP_DEFAULT) == -1
       || PyModule_AddIntMacro (module, HEAP_SECURE) == -1
       || PyModule_AddIntMacro (module, HEAP_TAGGED) == -1
@@ -159,6 +164,8 @@ core_traverse (PyObject *module, visitproc visit, void *arg)
   Py_VISIT (state->arena_type);
   Py_VISIT (state->buffer_type);
   Py_VISIT (state->inherited_type);
+  Py_VISIT (state->run_type);
+  Py_VISIT (state->iterate_type);
   return 0;
 }
 
@@ -169,6 +176,8 @@ core_clear (PyObject *module)
   Py_CLEAR (state->arena_type);
   Py_CLEAR (state->buffer_type);
   Py_CLEAR (state->inherited_type);
+  Py_CLEAR (state->run_type);
+  Py_CLEAR (state->iterate_type);
   return 0;
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
-from collections.abc import AsyncIterator, Generator
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -210,3 +212,88 @@ def test_iterate_async_generator(own: Arena) -> None:
         return found
 
     assert asyncio.run(main()) == [True] * 5
+
+
+def test_run_is_a_coroutine_to_everybody(own: Arena) -> None:
+    async def work() -> tuple[int, str]:
+        await asyncio.sleep(0)
+        return 1, "tuple"
+
+    class Awaitable:
+        def __await__(self) -> Iterator[None]:
+            return iter([None])
+
+    run = own.run(work())
+    assert isinstance(run, Coroutine)
+    assert asyncio.iscoroutine(run)
+    assert inspect.isawaitable(run)
+    assert not asyncio.iscoroutine(own.iterate([1]))
+    assert isinstance(own.iterate([1]), Generator)
+    assert run.__name__ == "work"
+    assert run.__qualname__ == work.__qualname__
+    assert 'in arena "own"' in repr(run)
+    assert asyncio.run(run) == (1, "tuple")
+    with pytest.raises(RuntimeError, match="already awaited"):
+        run.send(None)
+
+    other: Coroutine[Any, Any, Any] = own.run(Awaitable())  # type: ignore[arg-type]
+    assert other.__name__ in ("list_iterator", "Awaitable")
+    assert other.send(None) is None
+    with pytest.raises(KeyError, match="x"):
+        other.throw(KeyError("x"))
+    with pytest.raises(KeyError):
+        other.throw(KeyError)
+    with pytest.raises(TypeError):
+        other.throw(1, 2, 3, 4)  # type: ignore[call-overload]
+    with pytest.raises(StopIteration):
+        other.send(None)
+    other.close()
+
+
+def test_steps_return_and_throw_whatever_it_is(own: Arena) -> None:
+    def returns(value: object) -> Generator[None, None, object]:
+        yield
+        return value
+
+    for value in (None, (), (1, 2), StopIteration(3), KeyError("x"), [4]):
+        bound = own.iterate(returns(value))
+        assert next(bound) is None
+        with pytest.raises(StopIteration) as end:
+            bound.send(None)
+        assert end.value.value is value
+        del end
+
+    with pytest.raises(TypeError):
+        own.iterate(5)  # type: ignore[call-overload]
+    with pytest.raises(AttributeError):
+        own.run(5)  # type: ignore[arg-type]
+
+
+def test_steps_of_a_closed_arena(own: Arena) -> None:
+    other = Arena(malloc_arena.HEAP_DEFAULT, name="other")
+    steps = other.iterate(iter([1]))
+    other.close()
+    with pytest.raises(ArenaError, match="closed"):
+        next(steps)
+
+
+def test_a_cycle_through_steps_is_collected(own: Arena) -> None:
+    class Cycle:
+        def __await__(self) -> Any:
+            return self
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> None:
+            raise StopIteration
+
+        steps: Any
+
+    for make in (own.run, own.iterate):
+        cycle = Cycle()
+        cycle.steps = make(cycle)
+        gone = weakref.ref(cycle)
+        del cycle
+        gc.collect()
+        assert gone() is None

@@ -1,0 +1,222 @@
+/* steps.c - _Run and _Iterate: a coroutine, or a generator, with an arena active in its steps and not
+ * between them.
+ *
+ * An event loop takes very many steps. Each is one call here, and what it ends with is passed on as it
+ * is: the scope has ended before the caller sees a value or an exception.
+ */
+#include "ext.h"
+
+struct steps_object
+{
+  PyObject ob_base;
+  struct arena_object *arena;
+  PyObject *inner;
+};
+
+static PyObject *
+steps_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+  static char *names[] = { "arena", "inner", NULL };
+  struct core_state *state = core_state_of (type);
+  PyObject *arena, *inner;
+  if (state == NULL
+      || !PyArg_ParseTupleAndKeywords (args, kwargs, "O!O", names, state->arena_type, &arena,
+                                       &inner))
+    return NULL;
+  struct steps_object *self = (struct steps_object *)type->tp_alloc (type, 0);
+  if (self == NULL)
+    return NULL;
+  self->arena = (struct arena_object *)Py_NewRef (arena);
+  self->inner = Py_NewRef (inner);
+  return (PyObject *)self;
+}
+
+static PySendResult
+steps_step (PyObject *self, PyObject *value, PyObject **result)
+{
+  struct steps_object *steps = (struct steps_object *)self;
+  struct arena_scope scope;
+  *result = NULL;
+  if (arena_begin (steps->arena, &scope) == -1)
+    return PYGEN_ERROR;
+  PySendResult how = PyIter_Send (steps->inner, value, result);
+  *result = arena_end (&scope, *result);
+  return *result != NULL ? how : PYGEN_ERROR;
+}
+
+/* The value of a step, or NULL. At the end with a StopIteration, which __next__ need not have for None. */
+static PyObject *
+value_of (PySendResult how, PyObject *result)
+{
+  if (how != PYGEN_RETURN)
+    return result;
+  if (result != Py_None)
+    {
+      /* Made first: of a tuple PyErr_SetObject would make the arguments. */
+      PyObject *stop = PyObject_CallOneArg (PyExc_StopIteration, result);
+      if (stop != NULL)
+        PyErr_SetObject (PyExc_StopIteration, stop);
+      Py_XDECREF (stop);
+    }
+  Py_DECREF (result);
+  return NULL;
+}
+
+static PyObject *
+steps_next (PyObject *self)
+{
+  PyObject *result;
+  PySendResult how = steps_step (self, Py_None, &result);
+  return value_of (how, result);
+}
+
+static PyObject *
+steps_send (PyObject *self, PyObject *value)
+{
+  PyObject *result;
+  PySendResult how = steps_step (self, value, &result);
+  result = value_of (how, result);
+  if (result == NULL && !PyErr_Occurred ())
+    PyErr_SetNone (PyExc_StopIteration);
+  return result;
+}
+
+/* A method of the inner one, in the arena. */
+static PyObject *
+call_inner (struct steps_object *steps, const char *name, PyObject *const *args, Py_ssize_t count)
+{
+  struct arena_scope scope;
+  if (arena_begin (steps->arena, &scope) == -1)
+    return NULL;
+  PyObject *method = PyObject_GetAttrString (steps->inner, name);
+  PyObject *result
+      = method != NULL ? PyObject_Vectorcall (method, args, (size_t)count, NULL) : NULL;
+  Py_XDECREF (method);
+  return arena_end (&scope, result);
+}
+
+static PyObject *
+steps_throw (PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+  struct steps_object *steps = (struct steps_object *)self;
+  if (likely (PyObject_HasAttrString (steps->inner, "throw")))
+    return call_inner (steps, "throw", args, count);
+  /* Any iterator: raised here, from one to three arguments. */
+  PyObject *module = PyImport_ImportModule ("_collections_abc");
+  PyObject *generator = module != NULL ? PyObject_GetAttrString (module, "Generator") : NULL;
+  PyObject *method = generator != NULL ? PyObject_GetAttrString (generator, "throw") : NULL;
+  PyObject *full[4] = { self };
+  PyObject *result = NULL;
+  if (count > 3)
+    PyErr_SetString (PyExc_TypeError, "throw() takes at most three arguments");
+  else if (method != NULL)
+    {
+      for (Py_ssize_t i = 0; i < count; i++)
+        full[i + 1] = args[i];
+      result = PyObject_Vectorcall (method, full, (size_t)count + 1, NULL);
+    }
+  Py_XDECREF (method);
+  Py_XDECREF (generator);
+  Py_XDECREF (module);
+  return result;
+}
+
+static PyObject *
+steps_close (PyObject *self, PyObject *Py_UNUSED (ignored))
+{
+  struct steps_object *steps = (struct steps_object *)self;
+  if (!PyObject_HasAttrString (steps->inner, "close"))
+    Py_RETURN_NONE;
+  return call_inner (steps, "close", NULL, 0);
+}
+
+/* __name__ and __qualname__: of a coroutine its function's, of another awaitable its class's. */
+static PyObject *
+steps_name (PyObject *self, void *which)
+{
+  PyObject *inner = ((struct steps_object *)self)->inner;
+  PyObject *name = PyObject_GetAttrString (inner, which);
+  if (name != NULL || !PyErr_ExceptionMatches (PyExc_AttributeError))
+    return name;
+  PyErr_Clear ();
+  return PyObject_GetAttrString ((PyObject *)Py_TYPE (inner), which);
+}
+
+static PyObject *
+steps_repr (PyObject *self)
+{
+  struct steps_object *steps = (struct steps_object *)self;
+  return PyUnicode_FromFormat ("<%R in arena \"%U\">", steps->inner, steps->arena->name);
+}
+
+static int
+steps_traverse (PyObject *self, visitproc visit, void *arg)
+{
+  Py_VISIT (Py_TYPE (self));
+  Py_VISIT (((struct steps_object *)self)->arena);
+  Py_VISIT (((struct steps_object *)self)->inner);
+  return 0;
+}
+
+/* Never NULL, so that nobody has to look. */
+static int
+steps_clear (PyObject *self)
+{
+  Py_SETREF (((struct steps_object *)self)->inner, Py_NewRef (Py_None));
+  return 0;
+}
+
+static void
+steps_dealloc (PyObject *self)
+{
+  struct steps_object *steps = (struct steps_object *)self;
+  PyTypeObject *type = Py_TYPE (self);
+  PyObject_GC_UnTrack (self);
+  Py_DECREF (steps->inner);
+  Py_DECREF (steps->arena);
+  type->tp_free (self);
+  Py_DECREF (type);
+}
+
+static PyMethodDef steps_methods[] = {
+  { "send", steps_send, METH_O, NULL },
+  { "throw", (PyCFunction)(void (*) (void))steps_throw, METH_FASTCALL, NULL },
+  { "close", steps_close, METH_NOARGS, NULL },
+  { NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef steps_names[] = {
+  { "__name__", steps_name, NULL, NULL, "__name__" },
+  { "__qualname__", steps_name, NULL, NULL, "__qualname__" },
+  { NULL, NULL, NULL, NULL, NULL },
+};
+
+/* clang-format off */
+#define STEPS                                                                                      \
+  { Py_tp_new, steps_new },                                                                        \
+  { Py_tp_dealloc, steps_dealloc },                                                                \
+  { Py_tp_traverse, steps_traverse },                                                              \
+  { Py_tp_clear, steps_clear },                                                                    \
+  { Py_tp_repr, steps_repr },                                                                      \
+  { Py_tp_iter, PyObject_SelfIter },                                                               \
+  { Py_tp_iternext, steps_next },                                                                  \
+  { Py_am_send, steps_step },                                                                      \
+  { Py_tp_methods, steps_methods },                                                                \
+  { Py_tp_getset, steps_names },
+
+static PyType_Slot run_slots[] = { STEPS { Py_am_await, PyObject_SelfIter }, { 0, NULL } };
+static PyType_Slot iterate_slots[] = { STEPS { 0, NULL } };
+/* clang-format on */
+
+PyType_Spec run_spec = {
+  .name = "malloc_arena._core._Run",
+  .basicsize = sizeof (struct steps_object),
+  .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+  .slots = run_slots,
+};
+PyType_Spec iterate_spec = {
+  .name = "malloc_arena._core._Iterate",
+  .basicsize = sizeof (struct steps_object),
+  .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+  .slots = iterate_slots,
+};
