@@ -91,7 +91,16 @@ def _run_of(thread: Thread, before: Any) -> Callable[[], None]:
 
     def run() -> None:
         _restore(thread, before)
-        thread.run()
+        try:
+            thread.run()
+        except MemoryError:
+            raise  # of the arena, perhaps, which then has no room for its traceback
+        except BaseException:
+            # As threading does a moment later, but in the scope: a traceback holds values.
+            tell = getattr(thread, "_invoke_excepthook", None)
+            if tell is None:
+                raise
+            tell(thread)
 
     return run
 

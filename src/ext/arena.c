@@ -135,7 +135,10 @@ leave (malloc_arena *handle)
   if (unlikely (sweeps_always))
     sweep ("sweep");
   if (was_secure)
-    malloc_arena_scrub (SCRUB_BYTES);
+    {
+      streams_wipe ();
+      malloc_arena_scrub (SCRUB_BYTES);
+    }
   was_secure = 0;
 }
 
@@ -464,7 +467,10 @@ wrap (PyTypeObject *type, malloc_arena *handle, unsigned kind, int is_shared)
       self->is_shared = is_shared;
       self->name = PyUnicode_FromString (malloc_arena_name (handle));
       if (self->name != NULL && pyhooks_install () == 0 && follow_threads (type) == 0)
-        return (PyObject *)self;
+        {
+          streams_learn ();
+          return (PyObject *)self;
+        }
       Py_DECREF (self); /* and the handle with it */
     }
   else if (!is_shared)

@@ -3,6 +3,7 @@
  * module.c   the module: constants, region(), errors of the package raised from C
  * arena.c    Arena: one handle of the library, and the scopes of a thread
  * steps.c    _Run and _Iterate: scopes around the steps of a coroutine or generator
+ * streams.c  what scopes leave in the buffers of sys.stdout and sys.stderr
  * buffer.c   SecretBuffer, and other places that secrets lie in: texts compared, the environment
  * pyhooks.c  the hooks on CPython's allocator domains and numpy's; static, process-wide, no Python
  *            state
@@ -73,6 +74,10 @@ struct arena_scope
 };
 int arena_begin (struct arena_object *arena, struct arena_scope *scope);
 PyObject *arena_end (const struct arena_scope *scope, PyObject *result);
+
+/* Wipes what has been written and flushed, once streams_learn() knows how; no exception. */
+void streams_learn (void);
+void streams_wipe (void);
 
 /* Each outermost scope sweeps from now on. */
 void arena_sweep_always (void);
