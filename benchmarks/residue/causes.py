@@ -40,6 +40,7 @@ CAUSES = (
             "fernet",
             "aes_cbc",
             "private_key",
+            "signing_key",
             "tls_client",
             "tls_in_memory",
         ),

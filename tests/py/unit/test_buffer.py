@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import malloc_arena
-from conftest import memory, wiped
+from conftest import memory, on_a_kernel, wiped
 from malloc_arena import HEAP_DEFAULT, HEAP_SECURE, Arena, ArenaError, SecretBuffer
 
 
@@ -180,6 +180,7 @@ def test_a_buffer_keeps_its_arena() -> None:
     assert key == b"x" * 32
 
 
+@on_a_kernel
 def test_a_forked_child_finds_zeros(vault: Arena) -> None:
     key = vault.buffer(32)
     key[:] = b"S" * 32
