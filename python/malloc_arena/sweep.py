@@ -29,17 +29,17 @@ def sweep() -> None:
 def clear_free_lists() -> None:
     """Gives the dead floats, tuples, lists and dicts that CPython keeps for reuse back, so that the
     next ones are made anew; microseconds, as nothing is collected, unless something is frozen."""
+    # A full collection clears them, but tells others, who would fill the lists again.
+    while gc.callbacks:
+        _set_aside.append(gc.callbacks.pop())
     if gc.get_freeze_count():
         # What the program has frozen must not come back; what CPython 3.12 has, cannot.
         gc.collect()
-        return
-    # A full collection clears them; with everything set aside there is nothing else for it to do,
-    # and nothing to tell others, who would fill the lists again.
-    while gc.callbacks:
-        _set_aside.append(gc.callbacks.pop())
-    gc.freeze()
-    gc.collect()
-    gc.unfreeze()
+    else:
+        # With everything set aside there is nothing else for it to do.
+        gc.freeze()
+        gc.collect()
+        gc.unfreeze()
     while _set_aside:
         gc.callbacks.append(_set_aside.pop())
 
