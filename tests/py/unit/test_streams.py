@@ -13,7 +13,6 @@ from conftest import MAKE, SECRET, Child
 WAYS = {
     "stdout": "print(make().decode(), flush=True)",
     "stderr": "print(make().decode(), file=sys.stderr)",
-    "traceback": "traceback.print_exception(ValueError(make().decode()))",
     "logging": "logging.warning('with %s', make().decode())",
 }
 
@@ -25,7 +24,7 @@ def test_what_was_written_is_wiped(child: Callable[..., Child], way: str, scope:
     process = child(
         MAKE
         + f"""
-import contextlib, os, logging, traceback
+import contextlib, os, logging
 answers, sys.stdout = sys.stdout, open(os.devnull, "w")
 def show(**values):
     print(json.dumps(values | {{"region": malloc_arena.region()}}), file=answers, flush=True)
