@@ -81,26 +81,42 @@ steps_send (PyObject *self, PyObject *value)
   return result;
 }
 
-/* A method of the inner one, in the arena. */
+/* A method of the inner one; NULL where it has none, with an exception if looking failed. The name is
+ * one that CPython has: of any other its type cache would keep what it was asked for, from whatever
+ * arena that is. */
 static PyObject *
-call_inner (struct steps_object *steps, const char *name, PyObject *const *args, Py_ssize_t count)
+method_of (const struct steps_object *steps, const char *name)
+{
+  PyObject *key = PyUnicode_InternFromString (name);
+  PyObject *method = key != NULL ? PyObject_GetAttr (steps->inner, key) : NULL;
+  if (method == NULL && PyErr_ExceptionMatches (PyExc_AttributeError))
+    PyErr_Clear ();
+  Py_XDECREF (key);
+  return method;
+}
+
+/* Calls METHOD in the arena, and takes it over. */
+static PyObject *
+call_inner (const struct steps_object *steps, PyObject *method, PyObject *const *args,
+            Py_ssize_t count)
 {
   struct arena_scope scope;
-  if (arena_begin (steps->arena, &scope) == -1)
-    return NULL;
-  PyObject *method = PyObject_GetAttrString (steps->inner, name);
-  PyObject *result
-      = method != NULL ? PyObject_Vectorcall (method, args, (size_t)count, NULL) : NULL;
-  Py_XDECREF (method);
-  return arena_end (&scope, result);
+  PyObject *result = NULL;
+  if (arena_begin (steps->arena, &scope) == 0)
+    result = arena_end (&scope, PyObject_Vectorcall (method, args, (size_t)count, NULL));
+  Py_DECREF (method);
+  return result;
 }
 
 static PyObject *
 steps_throw (PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
   struct steps_object *steps = (struct steps_object *)self;
-  if (likely (PyObject_HasAttrString (steps->inner, "throw")))
-    return call_inner (steps, "throw", args, count);
+  PyObject *own = method_of (steps, "throw");
+  if (likely (own != NULL))
+    return call_inner (steps, own, args, count);
+  if (PyErr_Occurred ())
+    return NULL;
   /* Any iterator: raised here, from one to three arguments. */
   PyObject *module = PyImport_ImportModule ("_collections_abc");
   PyObject *generator = module != NULL ? PyObject_GetAttrString (module, "Generator") : NULL;
@@ -125,9 +141,12 @@ static PyObject *
 steps_close (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   struct steps_object *steps = (struct steps_object *)self;
-  if (!PyObject_HasAttrString (steps->inner, "close"))
-    Py_RETURN_NONE;
-  return call_inner (steps, "close", NULL, 0);
+  PyObject *method = method_of (steps, "close");
+  if (method != NULL)
+    return call_inner (steps, method, NULL, 0);
+  if (PyErr_Occurred ())
+    return NULL;
+  Py_RETURN_NONE;
 }
 
 /* __name__ and __qualname__: of a coroutine its function's, of another awaitable its class's. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import weakref
@@ -194,6 +195,35 @@ def test_iterate(own: Arena) -> None:
     lines = own.iterate("-".join(["line", str(n)]) for n in range(3))
     assert [own.owns(id(line)) for line in lines] == [True] * 3
     del end
+
+
+def test_what_is_ended_leaves_nothing(own: Arena) -> None:
+    """Not the name of its method either, which CPython's cache of methods would keep."""
+
+    def steps() -> Generator[int, None, None]:
+        yield from (1, 2)
+
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    def end_each() -> None:
+        ended: Any = own.iterate(steps())
+        next(ended)
+        ended.close()
+        ended = own.iterate(steps())
+        with contextlib.suppress(KeyError):
+            ended.throw(KeyError)
+        ended = own.run(waits())
+        ended.send(None)
+        ended.close()
+
+    end_each()
+    gc.collect()
+    before = own.stats().live_blocks
+    for _ in range(100):
+        end_each()
+    gc.collect()
+    assert own.stats().live_blocks <= before
 
 
 def test_iterate_async_generator(own: Arena) -> None:
