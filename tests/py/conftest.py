@@ -20,6 +20,7 @@ import pytest
 
 import malloc_arena
 from browser import browser as browser  # a fixture
+from malloc_arena import audit
 from promises import (
     evidence,
     pytest_addoption,
@@ -204,6 +205,24 @@ def is_emulated() -> bool:
 on_a_kernel = pytest.mark.skipif(
     is_emulated(), reason="the emulator of this kernel ignores what it is told of memory (madvise)"
 )
+with_a_stack = pytest.mark.skipif(
+    is_emulated(), reason="what the kernel calls [stack] is the emulator's own"
+)
+with_an_environment = pytest.mark.skipif(
+    is_emulated(), reason="the emulator has the environment that it was started with, too"
+)
+
+
+def hits(process: Child) -> tuple[audit.Hit, ...]:
+    """Where SECRET is, or a part of it, in the stopped process. Emulators have no ptrace: there the
+    whole secret counts, and registers are not seen."""
+    if is_emulated():
+        return tuple(
+            audit.Hit(at, len(SECRET), "text", True, "arena" if process.owns(at) else "", "")
+            for at in process.copies(SECRET)
+        )
+    with audit.Process(process.pid) as stopped:
+        return audit.Scanner(SECRET).scan(stopped, process.region).hits
 
 
 def memory(address: int, size: int) -> bytes:

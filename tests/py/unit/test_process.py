@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MAKE, SECRET, Child, mappings
+from conftest import MAKE, SECRET, Child, mappings, on_a_kernel, with_a_stack
 from malloc_arena.cli.config import library
 
 
@@ -71,6 +71,7 @@ show(live=vault.stats().live_blocks)
     process.ends()
 
 
+@with_a_stack
 @pytest.mark.parametrize("scoped", [False, True])
 def test_the_dead_stack_is_scrubbed(child: Callable[..., Child], scoped: bool) -> None:
     """CPython encodes short texts in a buffer on the stack; outside a scope they stay there."""
@@ -116,6 +117,7 @@ show()
     process.ends()
 
 
+@on_a_kernel
 def test_fork_in_a_scope(child: Callable[..., Child]) -> None:
     """The child goes on with its objects, in locked memory of its own."""
     process = child(

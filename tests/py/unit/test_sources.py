@@ -16,26 +16,24 @@ from pathlib import Path
 import pytest
 
 import malloc_arena
-from conftest import SECRET, Child
-from malloc_arena import ArenaError, SecretBuffer, audit, sources
+from conftest import SECRET, Child, hits, with_an_environment
+from malloc_arena import ArenaError, SecretBuffer, sources
 
 FORMS = [("", "bytes"), (", as_str=True", "str")]
 
 
-def look(process: Child) -> audit.Scan:
-    with audit.Process(process.pid) as stopped:
-        return audit.Scanner(SECRET).scan(stopped, process.region)
+def is_in_the_arena_alone(process: Child) -> bool:
+    found = hits(process)
+    return any(hit.whole for hit in found) and all(hit.owner == "arena" for hit in found)
 
 
 def check(process: Child, kind: str) -> None:
     """The child has it in `got`, shows, drops it, shows."""
     process.shown()
-    scan = look(process)
-    assert scan.outside() == ()
-    assert any(hit.whole for hit in scan.inside())
+    assert is_in_the_arena_alone(process)
     process.go_on()
     process.shown()
-    assert look(process).hits == ()
+    assert hits(process) == ()
     process.ends()
 
 
@@ -70,6 +68,7 @@ def test_from_fd(tmp_path: Path, child: Callable[..., Child], options: str, kind
     check(process, kind)
 
 
+@with_an_environment
 @pytest.mark.parametrize(("options", "kind"), FORMS)
 def test_from_env(child: Callable[..., Child], options: str, kind: str) -> None:
     process = child(
@@ -98,6 +97,7 @@ else:
     check(process, kind)
 
 
+@with_an_environment
 def test_from_env_that_was_set_again(child: Callable[..., Child]) -> None:
     """Then the block that the process started with has the first value, and the heap the second."""
     process = child(
@@ -194,12 +194,10 @@ def test_prompt(child: Callable[..., Child], options: str, kind: str, tty: bool)
     assert terminal.process.shown()["size"] == len(SECRET)
     assert terminal.read(b"\r\n") == b"\r\n", "nothing is shown but the end of the line"
     assert termios.tcgetattr(terminal.slave) == terminal.before
-    scan = look(terminal.process)
-    assert scan.outside() == ()
-    assert any(hit.whole for hit in scan.inside())
+    assert is_in_the_arena_alone(terminal.process)
     terminal.process.go_on()
     terminal.process.shown()
-    assert look(terminal.process).hits == ()
+    assert hits(terminal.process) == ()
     terminal.process.ends()
     terminal.close()
 

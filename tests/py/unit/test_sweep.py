@@ -16,8 +16,8 @@ import pytest
 
 import malloc_arena
 import malloc_arena.sweep
-from conftest import MAKE, SECRET, Child, memory
-from malloc_arena import Arena, audit
+from conftest import MAKE, Child, hits, memory
+from malloc_arena import Arena
 
 # Each keeps the secret after its last reference is gone, until something is cleared.
 KEEPERS = {
@@ -65,11 +65,6 @@ def found():
     show()
 """
 )
-
-
-def hits(process: Child) -> tuple[audit.Hit, ...]:
-    with audit.Process(process.pid) as stopped:
-        return audit.Scanner(SECRET).scan(stopped, process.region).hits
 
 
 @pytest.mark.parametrize("keeper", [name for name in KEEPERS if name != "float"])
