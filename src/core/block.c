@@ -112,7 +112,7 @@ ma_release (void *p)
   if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))
     no_block (unit, p);
   struct ma_thread *thread = ma_self;
-  ma_large_free (thread ? thread->locals[unit->local->arena->index] : NULL, unit, p);
+  ma_large_free (thread ? thread->locals[unit->local->arena->index] : NULL, unit, p, NULL, 0);
 }
 
 size_t
@@ -130,23 +130,32 @@ void *
 ma_resize (void *p, size_t size)
 {
   struct ma_unit *unit = ma_unit_of (p);
-  if (unit->kind == MA_UNIT_DENSE)
+  int is_dense = unit->kind == MA_UNIT_DENSE;
+  size_t before;
+  if (is_dense)
     {
-      if (size <= MA_DENSE_PLAIN && ma_dense_resize (unit, p, size))
+      if (ma_dense_resize (unit, p, size, &before))
         return p;
     }
   else if (likely (unit->kind == MA_UNIT_LARGE || unit->kind == MA_UNIT_TAIL))
     {
-      void *moved = ma_large_resize (unit, p, size);
+      void *moved = ma_large_resize (unit, p, size, &before);
       if (moved)
         return moved;
     }
-  size_t before = ma_usable (p);
+  else
+    no_block (unit, p);
   struct ma_local *local = ma_local_of (unit->local->arena);
   void *q = local ? ma_alloc (local, size) : NULL;
   if (q == NULL)
     return NULL;
-  memcpy (q, p, size < before ? size : before);
-  ma_release (p);
+  size_t kept = size < before ? size : before;
+  if (is_dense)
+    {
+      memcpy (q, p, kept);
+      ma_dense_free (unit, p);
+    }
+  else
+    ma_large_free (local, unit, p, q, kept);
   return q;
 }

@@ -370,28 +370,30 @@ ma_dense_free (struct ma_unit *unit, void *p)
 #endif
 
 int
-ma_dense_resize (struct ma_unit *unit, void *p, size_t size)
+ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before)
 {
   struct ma_local *local = unit->local;
   unsigned slot = slot_of (unit, p);
-  size_t before = checked (unit, p, slot);
+  size_t before = *size_before = checked (unit, p, slot);
   /* A much smaller block moves, so that slots do not stay large for ever. */
-  if (size + unit->rest > unit->slot || size < unit->slot / 4u
+  if (size > (size_t)(unit->slot - unit->rest) || size < unit->slot / 4u
       || atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self)
     return 0;
-  /* What the block leaves, or the old canary, which must not be read as the longer block's data. */
-  size_t kept = is_object (unit) || size < before ? size : before;
   char *bare = ma_tagged (p, 0);
+  if (is_object (unit))
+    {
+      ma_wipe_inline (bare + size, unit->slot - size);
+      return 1;
+    }
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_memory (bare, before);
-  if (!local->is_plain)
-    ma_wipe_inline (bare + kept, unit->slot - kept);
-  if (is_object (unit))
-    return 1;
+  /* The old canary must not be read as the longer block's data; what a shorter one leaves becomes canary. */
+  if (!local->is_plain && size > before)
+    ma_wipe_inline (bare + before, size - before);
+  else if (!local->is_plain)
+    slot_canary_any (bare, size, unit->slot);
   set_live (local, local->live_bytes + size - before);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
-  if (!local->is_plain)
-    slot_canary_any (bare, size, unit->slot);
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_memory (p, size);
   return 1;

@@ -25,7 +25,8 @@ void *ma_dense_aligned (struct ma_local *local, size_t size, size_t align);
 size_t ma_dense_check (struct ma_unit *unit, const void *p);
 /* From any thread: checked, wiped, given back. */
 void ma_dense_free (struct ma_unit *unit, void *p);
-/* Another size in the same slot; 0 where the slot does not fit it, or is not this thread's. */
-int ma_dense_resize (struct ma_unit *unit, void *p, size_t size);
+/* Another size in the same slot; 0 where the slot does not fit it, or is not this thread's. Checks as
+ * ma_dense_check does; *BEFORE: the size so far. */
+int ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *before);
 
 #endif

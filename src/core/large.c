@@ -296,10 +296,14 @@ is_still_zero (const char *p, size_t size)
   const char *to = (const char *)os_round_up ((uintptr_t)p + size, 16);
   if (to - from <= VERIFIED_BYTES)
     return ma_is_zero (from, (size_t)(to - from));
-  int is_zero = ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE);
+  ma_v16 seen = { 0, 0 };
   for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
-    is_zero &= ma_is_zero (at, SAMPLE);
-  return is_zero;
+    {
+      const ma_v16 *sample = (const ma_v16 *)at;
+      seen |= (sample[0] | sample[1]) | (sample[2] | sample[3]);
+    }
+  return ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE)
+         & ((seen[0] | seen[1]) == 0);
 }
 
 static void
@@ -433,7 +437,7 @@ ma_large_check (struct ma_unit *unit, const void *p)
 }
 
 void
-ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p)
+ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept)
 {
   unit = ma_large_head (unit);
   malloc_arena *arena = unit->local->arena;
@@ -443,9 +447,21 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p)
     ma_fatal_block ("double free", p, arena->name);
   char *start = ma_large_start (unit);
   take_tag (unit);
-  char *lead = lead_of (unit, unit->block);
-  if (arena->is_wiped)
-    ma_wipe_inline (lead, (size_t)(tail_end_of (unit, unit->block + size) - lead));
+  char *from = lead_of (unit, unit->block);
+  char *end = tail_end_of (unit, unit->block + size);
+  if (!arena->is_wiped)
+    {
+      if (kept > 0)
+        memcpy (to, unit->block, kept);
+      from = end;
+    }
+  else if (kept > 0)
+    {
+      ma_wipe_inline (from, (size_t)(unit->block - from));
+      ma_move (to, unit->block, kept);
+      from = unit->block + kept;
+    }
+  ma_wipe_inline (from, (size_t)(end - from));
   atomic_fetch_sub_explicit (&arena->large_blocks, 1, memory_order_relaxed);
   atomic_fetch_sub_explicit (&arena->large_bytes, size, memory_order_relaxed);
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
@@ -535,16 +551,37 @@ shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages)
     ma_region_give (unit + units, more);
 }
 
+/* Accounts for another size. */
+static void
+resized (struct ma_unit *unit, size_t size)
+{
+  malloc_arena *arena = unit->local->arena;
+  atomic_fetch_add_explicit (&arena->large_bytes, size - unit->size, memory_order_relaxed);
+  unit->size = size;
+  note_peak (arena);
+}
+
 void *
-ma_large_resize (struct ma_unit *unit, void *p, size_t size)
+ma_large_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before)
 {
   unit = ma_large_head (unit);
-  size_t before = checked (unit, p);
+  size_t before = *size_before = checked (unit, p);
   malloc_arena *arena = unit->local->arena;
   if (size < arena->threshold || size > PTRDIFF_MAX - MA_UNIT)
     return NULL;
   char *start = ma_large_start (unit);
   size_t room = os_round_up (size | (size == 0), 16);
+  /* Most steps of a block that grows bit by bit end in the bytes that its size was rounded up by. */
+  if (unit->block == unit->end - room && tail_end_of (unit, unit->block + before) == unit->end
+      && !arena->is_plain && !unit->local->is_tagged)
+    {
+      resized (unit, size);
+      if (size > before)
+        ma_wipe_inline (unit->block + before, size - before); /* canary no more */
+      else
+        place (unit, unit->block, size);
+      return p;
+    }
   size_t pages
       = (room + (arena->is_plain ? (size_t)((char *)p - start) : 0) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
   pages = rounded_pages (arena, pages);
@@ -577,9 +614,8 @@ ma_large_resize (struct ma_unit *unit, void *p, size_t size)
     }
   if (is_less)
     shrink (arena, unit, pages);
+  resized (unit, size);
   place (unit, block, size);
-  atomic_fetch_add_explicit (&arena->large_bytes, size - before, memory_order_relaxed);
-  note_peak (arena);
   return give_tag (unit);
 }
 

@@ -11,13 +11,6 @@
 #include "block.h"
 #include "slot.h"
 
-/* Compiled twice; which one is used is settled when the library is loaded. */
-#ifdef MA_WIDE
-#define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
-#else
-#define MA_CLONED
-#endif
-
 static MA_COLD void *
 refused (struct ma_local *local)
 {
@@ -180,19 +173,37 @@ ma_object_free (void *p)
 
 /* ---- realloc ---- */
 
+/* Objects grow and shrink in their slot; nobody knows how much of it they had. */
+static int
+resize_here (const struct ma_unit *unit, char *p, size_t size)
+{
+  uint64_t product = product_of (unit, p);
+  unsigned slot = (unsigned)(product >> 32);
+  if (unit->kind != MA_UNIT_DENSE || unit->is_block
+      || atomic_load_explicit (&unit->queued, memory_order_relaxed)
+      || is_foreign (unit, p, product, unit->free[slot / 64]) || is_away (unit, slot)
+      || size > unit->slot || size < unit->slot / 4u)
+    return 0;
+  if (size < unit->slot)
+    ma_wipe_inline (p + size, unit->slot - size);
+  return 1;
+}
+
 void *
 ma_object_resize (void *p, size_t size)
 {
   struct ma_unit *unit = ma_unit_of (p);
+  if (likely (resize_here (unit, p, size)))
+    return p;
   malloc_arena *arena = unit->local->arena;
   void *q;
+  size_t before;
   if (unit->kind != MA_UNIT_DENSE || size > MA_OBJECT_MOST)
     q = ma_resize (p, size);
-  else if (ma_dense_resize (unit, p, size))
+  else if (ma_dense_resize (unit, p, size, &before))
     return p;
   else
     {
-      size_t before = ma_dense_check (unit, p);
       struct ma_local *local = ma_local_of (arena);
       q = local != NULL ? ma_object_alloc (local, size) : NULL;
       if (q != NULL)

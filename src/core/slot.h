@@ -88,12 +88,6 @@ ma_slot_group (size_t slot)
 /* Slots are at multiples of 16. */
 typedef long long ma_v32 __attribute__ ((vector_size (32), aligned (16), may_alias));
 
-/* The fast paths are compiled twice where that pays. */
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
-    && defined(__GNUC__) && !defined(__clang__)
-#define MA_WIDE 1
-#endif
-
 /* Bytes that are 0 before and 255 from the middle on: a mask for any boundary is a load. */
 extern MA_HIDDEN const unsigned char ma_slot_masks[384];
 
@@ -253,8 +247,14 @@ slot_intact_any (const char *p, size_t size, size_t slot)
   size_t at = size;
   for (; at & 7 && at < slot; at++)
     damage |= (unsigned)(((const unsigned char *)p)[at] ^ slot_canary_byte (at));
+  uint64_t c = ma_sealed.canary;
+  for (; at + 32 <= slot; at += 32)
+    {
+      const ma_word *words = (const ma_word *)(p + at);
+      damage |= (words[0] ^ c) | (words[1] ^ c) | (words[2] ^ c) | (words[3] ^ c);
+    }
   for (; at < slot; at += 8)
-    damage |= *(const ma_word *)(p + at) ^ ma_sealed.canary;
+    damage |= *(const ma_word *)(p + at) ^ c;
   return damage == 0;
 }
 

@@ -6,6 +6,29 @@ ma_wipe (void *p, size_t n)
   ma_wipe_inline (p, n);
 }
 
+/* One pass for both: what was read is in the first cache still when it is overwritten. */
+MA_CLONED void
+ma_move (void *to, void *from, size_t n)
+{
+  typedef long long vector __attribute__ ((vector_size (32), aligned (1), may_alias));
+  char *q = to;
+  char *p = from;
+  for (; n >= 128; n -= 128, p += 128, q += 128)
+    {
+      vector *source = (vector *)p;
+      vector *target = (vector *)q;
+      vector first = source[0], second = source[1], third = source[2], fourth = source[3];
+      target[0] = first;
+      target[1] = second;
+      target[2] = third;
+      target[3] = fourth;
+      source[0] = source[1] = source[2] = source[3] = (vector){ 0, 0, 0, 0 };
+      __asm__ volatile ("" : : "r"(p) : "memory"); /* no call of memset, which takes a pass */
+    }
+  memcpy (q, p, n);
+  ma_wipe_inline (p, n);
+}
+
 /* A call that handled a secret leaves pieces of it in registers that nothing has used since, and the
  * dynamic linker saves those to the stack at the next first call of a function. */
 void ma_clear_registers (void);

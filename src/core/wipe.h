@@ -9,6 +9,16 @@
 
 #include "runtime.h"
 
+/* The fast paths are compiled twice where that pays; which one is used is settled when the library is
+ * loaded. */
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
+    && defined(__GNUC__) && !defined(__clang__)
+#define MA_WIDE 1
+#define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
+#else
+#define MA_CLONED
+#endif
+
 typedef long long ma_v16 __attribute__ ((vector_size (16), may_alias));
 
 /* memset, which nobody can tell from a dead store, and a fence that the compiler has to respect. */
@@ -18,6 +28,9 @@ ma_wipe_inline (void *p, size_t n)
   memset (p, 0, n);
   __asm__ volatile ("" : : "r"(p) : "memory");
 }
+
+/* Copies N bytes to where nothing else of them is, and wipes the place they had. */
+void ma_move (void *to, void *from, size_t n);
 
 /* Whether all N bytes at P are zero; both multiples of 16. */
 static inline int

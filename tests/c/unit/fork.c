@@ -2,6 +2,8 @@
  * it inherited too. */
 #include "check.h"
 
+#include <malloc.h>
+
 struct blocks
 {
   malloc_arena *arena;
@@ -77,6 +79,56 @@ child_wiped (void *data)
   CHECK_EQUAL (check_stats (b->arena).live_blocks, 0);
 }
 
+/* Whether the policy `wipe` can be had of this kernel. */
+static bool
+can_wipe (const struct blocks *b)
+{
+  return check_had (check_receipt (b->arena), MALLOC_ARENA_FORK_WIPED, "wiping at fork");
+}
+
+/* Blocks of all shapes that a child finds wiped, canaries too, and then grows and shrinks a little. */
+enum
+{
+  RESIZED = 7
+};
+
+static void
+child_resizes (void *data)
+{
+  static const int steps[] = { 1, -1, 3, -20, 17, -2 };
+  char **blocks = data;
+  for (unsigned i = 0; i < RESIZED; i++)
+    for (unsigned j = 0; j < sizeof steps / sizeof *steps; j++)
+      {
+        size_t size = malloc_usable_size (blocks[i]) + (size_t)steps[j];
+        blocks[i] = realloc (blocks[i], size);
+        CHECK (blocks[i] != NULL && check_all (blocks[i], 0, size));
+      }
+  for (unsigned i = 0; i < RESIZED; i++)
+    free (blocks[i]);
+}
+
+static void
+resizes (unsigned kind)
+{
+  static const size_t sizes[RESIZED] = { 30, 100, 250, 700, 1500, 3000, 20000 };
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = kind, .fork = MALLOC_ARENA_FORK_WIPE };
+  struct blocks b = { .arena = malloc_arena_new (&options) };
+  CHECK (b.arena != NULL);
+  char *blocks[RESIZED];
+  for (unsigned i = 0; i < RESIZED; i++)
+    {
+      blocks[i] = malloc_arena (b.arena, malloc, sizes[i]);
+      memset (blocks[i], 0x33, sizes[i]);
+    }
+  if (can_wipe (&b))
+    CHECK_EQUAL (check_child (child_resizes, blocks).exit_code, 0);
+  for (unsigned i = 0; i < RESIZED; i++)
+    free (blocks[i]);
+  CHECK_EQUAL (malloc_arena_delete (b.arena), 0);
+}
+
 static void
 child_kept (void *data)
 {
@@ -105,13 +157,6 @@ child_refused (void *data)
   struct blocks *b = data;
   CHECK_FAULTS (b->small);
   CHECK_FAULTS (b->large);
-}
-
-/* Whether the policy `wipe` can be had of this kernel. */
-static bool
-can_wipe (const struct blocks *b)
-{
-  return check_had (check_receipt (b->arena), MALLOC_ARENA_FORK_WIPED, "wiping at fork");
 }
 
 static void
@@ -235,6 +280,7 @@ main (void)
           free (all[i]->large);
           CHECK_EQUAL (malloc_arena_delete (all[i]->arena), 0);
         }
+      resizes (kinds[k]);
     }
   with_threads (MALLOC_ARENA_FORK_WIPE);
   with_threads (MALLOC_ARENA_FORK_KEEP);

@@ -59,6 +59,40 @@ shrinks (malloc_arena *home)
       }
 }
 
+/* What growth adds is zero: no canary, and nothing of what the place had before. */
+static void
+grows (malloc_arena *home)
+{
+  for (size_t size = 1; size < 9000; size += size / 9 + 1)
+    {
+      unsigned char *p = malloc_arena (home, malloc, size);
+      memset (p, 0x77, size);
+      for (size_t more = size; more < size + 70; more += more % 9 + 1)
+        {
+          p = realloc (p, more);
+          CHECK (p != NULL && check_all (p, 0x77, size) && check_all (p + size, 0, more - size));
+          CHECK_EQUAL (malloc_usable_size (p), more);
+        }
+      free (p);
+    }
+}
+
+/* A block at a multiple of ALIGN ends anywhere before the guard; grown, it may end there. */
+static void
+grows_aligned (malloc_arena *home, size_t align)
+{
+  for (size_t size = 1; size < 3 * align; size += size / 5 + 1)
+    for (size_t more = align - 4; more <= 3 * align; more += align / 4)
+      {
+        char *p = malloc_arena (home, memalign, align, size);
+        CHECK (p != NULL);
+        memset (p, 0x77, size);
+        p = realloc (p, more);
+        CHECK (p != NULL && check_all (p, 0x77, size < more ? size : more));
+        free (p);
+      }
+}
+
 /* An outside block that is grown while an arena is active moves in; its old place is wiped. */
 static void
 moves_in (malloc_arena *home, size_t from, size_t to)
@@ -100,6 +134,13 @@ main (void)
     }
   shrinks (secure);
   shrinks (isolated);
+  grows (secure);
+  grows (isolated);
+  for (size_t align = 64; align <= 65536; align *= 4)
+    {
+      grows_aligned (secure, align);
+      grows_aligned (isolated, align);
+    }
 
   void *wall = malloc (64); /* keeps the freed block off the top of glibc's heap */
   for (size_t home = 0; home < 2; home++)
