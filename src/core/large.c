@@ -317,13 +317,17 @@ note_peak (malloc_arena *arena)
     ;
 }
 
+/* A range that is ready: of PAGES, which BIN has, or, where a block may have spare pages, a quarter more. */
 static struct ma_unit *
-pop_warm (struct ma_local *local, unsigned bin)
+pop_warm (struct ma_local *local, unsigned bin, size_t pages)
 {
+  int is_isolated = local->arena->is_isolated;
+  size_t most = is_isolated ? pages : pages + pages / 4;
+  while (local->warm[bin] == NULL)
+    if (++bin == MA_BINS || bin_pages (bin) > most)
+      return NULL;
   struct ma_unit *unit = local->warm[bin];
-  if (unit == NULL)
-    return NULL;
-  if (local->arena->is_isolated && os_open (ma_large_start (unit), unit->pages << MA_PAGE_SHIFT))
+  if (is_isolated && os_open (ma_large_start (unit), unit->pages << MA_PAGE_SHIFT))
     return NULL;
   local->warm[bin] = unit->next;
   local->warm_bytes -= unit->pages << MA_PAGE_SHIFT;
@@ -372,7 +376,7 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
   struct ma_unit *unit = NULL;
   int is_warm = 0;
   if (bin < MA_BINS && !(arena->is_isolated && bin >= EXACT_BINS))
-    is_warm = (unit = pop_warm (local, bin)) != NULL;
+    is_warm = (unit = pop_warm (local, bin, pages)) != NULL;
   int refused = 0;
   if (unit == NULL)
     unit = open_range (local, pages, &refused);
