@@ -45,8 +45,8 @@ int ma_arena_delete (malloc_arena *arena);
 /* Aborts unless ARENA is the handle of a live arena. */
 void ma_arena_check (const malloc_arena *arena);
 
-/* Gives what the calling thread's part of the arena, and parts of no thread, keep warm back to the kernel;
- * whether that was anything. The second is for all arenas, the thread's own parts only. */
+/* Gives what the calling thread's part of the arena, and parts of no thread, keep warm back to the
+ * kernel; whether that was anything. The second is for all arenas, the thread's own parts only. */
 int ma_arena_trim (malloc_arena *arena);
 int ma_arena_trim_all (void);
 

@@ -387,7 +387,8 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
     }
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_memory (bare, before);
-  /* The old canary must not be read as the longer block's data; what a shorter one leaves becomes canary. */
+  /* The old canary must not be read as the longer block's data; what a shorter one leaves becomes
+   * canary. */
   if (!local->is_plain && size > before)
     ma_wipe_inline (bare + before, size - before);
   else if (!local->is_plain)

@@ -114,7 +114,8 @@ int ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state);
 int ma_heap_close (void *p, size_t size, uint8_t state);
 /* Locks memory that is opened, where the arena wants it. *LOCKED tells whether it is; 0, or the errno
  * of the kernel's refusal. The caller may give something back and try again before it accepts that
- * with ma_heap_unlockable (noted, and said once where that is due): 0, go on unlocked, or EPERM under `require`. */
+ * with ma_heap_unlockable (noted, and said once where that is due): 0, go on unlocked, or EPERM
+ * under `require`. */
 int ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *locked);
 int ma_heap_unlockable (malloc_arena *arena, int refused);
 /* In a forked child, where nobody can be told: refused is said and noted whatever the policy.

@@ -208,7 +208,8 @@ find (void)
 }
 
 #if MA_RENAMED
-/* In a process whose malloc this is, that is done before there is a second thread: making one allocates. */
+/* In a process whose malloc this is, that is done before there is a second thread: making one
+ * allocates. */
 static __attribute__ ((constructor)) void
 find_at_start (void)
 {

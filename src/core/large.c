@@ -174,8 +174,8 @@ unlink_range (malloc_arena *arena, struct ma_unit *unit)
   pthread_mutex_unlock (&arena->lock);
 }
 
-/* A fork comes before or after both, the list and what the kernel knows: a child reserves again what it is
- * told of, and what it has not must not be anybody's. Elsewhere the child has it all. */
+/* A fork comes before or after both, the list and what the kernel knows: a child reserves again
+ * what it is told of, and what it has not must not be anybody's. Elsewhere the child has it all. */
 static void
 hold_fork (malloc_arena *arena, int hold)
 {
@@ -317,7 +317,8 @@ note_peak (malloc_arena *arena)
     ;
 }
 
-/* A range that is ready: of PAGES, which BIN has, or, where a block may have spare pages, a quarter more. */
+/* A range that is ready: of PAGES, which BIN has, or, where a block may have spare pages, a quarter
+ * more. */
 static struct ma_unit *
 pop_warm (struct ma_local *local, unsigned bin, size_t pages)
 {

@@ -1,10 +1,10 @@
 /* large.h - blocks with pages of their own.
  *
  * A large block lies in a run of units, at the end of the run's first pages; the page after them, and
- * any that follow, are not accessible: writing past it faults at once (up to 15 bytes of rounding are canary). Before it
- * come canary bytes where there is room, and an inaccessible page. A freed range is wiped and kept
- * for the next request of its size: accessible in ordinary arenas, inaccessible in isolated ones,
- * bounded in both; beyond the bound it goes back to the kernel.
+ * any that follow, are not accessible: writing past it faults at once (up to 15 bytes of rounding
+ * are canary). Before it come canary bytes where there is room, and an inaccessible page. A freed
+ * range is wiped and kept for the next request of its size: accessible in ordinary arenas,
+ * inaccessible in isolated ones, bounded in both; beyond the bound it goes back to the kernel.
  */
 #ifndef MA_LARGE_H
 #define MA_LARGE_H
@@ -19,10 +19,11 @@ size_t ma_large_check (struct ma_unit *unit, const void *p);
  * thread's part of the block's arena, or NULL; its cache takes the range. */
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept);
 /* Another size in place: the range grows into the units behind it where these are free, and what it does
- * not need, where that is half and more, goes back to the kernel at once. The block moves within the range, so that it ends at the
- * guard again, and what it leaves is wiped; in a plain arena it stays where it is, and may end up to
- * a page before the guard, or what its size was rounded up by. NULL where there is no place, and in an
- * isolated arena. Checks as ma_dense_check does; *BEFORE: the size so far. */
+ * not need, where that is half and more, goes back to the kernel at once. The block moves within
+ * the range, so that it ends at the guard again, and what it leaves is wiped; in a plain arena it
+ * stays where it is, and may end up to a page before the guard, or what its size was rounded up by.
+ * NULL where there is no place, and in an isolated arena. Checks as ma_dense_check does; *BEFORE:
+ * the size so far. */
 void *ma_large_resize (struct ma_unit *unit, void *p, size_t size, size_t *before);
 /* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
 int ma_large_crowded (void);

@@ -43,8 +43,8 @@ void ma_pages_set_free (struct ma_unit *unit, unsigned first, unsigned end, int 
 uint16_t ma_pages_empty (const struct ma_unit *unit);
 /* Gives those pages back. Their slots are not to be had until they are recalled. */
 void ma_pages_discard (struct ma_unit *unit, uint16_t pages);
-/* Has the first page that is away present again, and its slots to be had; of vast slots all pages. 0 where
- * the arena's limit does not allow it. */
+/* Has the first page that is away present again, and its slots to be had; of vast slots all pages.
+ * 0 where the arena's limit does not allow it. */
 int ma_pages_recall (struct ma_unit *unit);
 /* Pages of a slab that have slots. */
 unsigned ma_pages_most (const struct ma_unit *unit);

@@ -279,7 +279,8 @@ next_used (struct ma_unit **heap, struct ma_unit *unit)
 }
 
 /* Gives back pages without a live slot, and slabs without one, until KEEP such pages are left; if
- * there are no more than twice as many, none: what is given back now is not wanted in a moment. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
+ * there are no more than twice as many, none: what is given back now is not wanted in a moment. The
+ * slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
 static void
 give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
 {

@@ -266,8 +266,8 @@ slot_covered (unsigned group)
   return group == MA_UP_TO_144 ? 23 : group < MA_UNWIPED ? 39 : 0;
 }
 
-/* Gives a free slot, not a long one, to a block of a size of its class: 0 if it was written since it was wiped, and then
- * the canary is not. */
+/* Gives a free slot, not a long one, to a block of a size of its class: 0 if it was written since
+ * it was wiped, and then the canary is not. */
 MA_INLINE int
 slot_take (const struct ma_unit *unit, char *p, size_t size, int wide)
 {

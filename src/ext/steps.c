@@ -44,7 +44,8 @@ steps_step (PyObject *self, PyObject *value, PyObject **result)
   return *result != NULL ? how : PYGEN_ERROR;
 }
 
-/* The value of a step, or NULL. At the end with a StopIteration, which __next__ need not have for None. */
+/* The value of a step, or NULL. At the end with a StopIteration, which __next__ need not have for
+ * None. */
 static PyObject *
 value_of (PySendResult how, PyObject *result)
 {
