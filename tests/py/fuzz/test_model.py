@@ -266,7 +266,11 @@ class Model(RuleBasedStateMachine):
         home, arena = self.arena(which)
         if sum(each is not None for each in self.arenas) < 3:
             return
-        is_used = home in self.homes.values()
+        # What a list or dict had of it may have been changed for something made elsewhere.
+        is_used = any(
+            where == home and not isinstance(self.real[name], list | dict)
+            for name, where in self.homes.items()
+        )
         try:
             arena.close()
         except ArenaError:
