@@ -116,17 +116,23 @@ set_live (struct ma_local *local, size_t live)
     __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
 }
 
-/* The first free slot of the word that UNIT's hint names, which has one. */
-MA_INLINE unsigned
-pop (struct ma_local *local, struct ma_unit *unit, size_t size)
+/* Takes the first slot of the word AT of UNIT, which is FREE and has one. */
+MA_INLINE size_t
+pop (struct ma_local *local, struct ma_unit *unit, size_t size, size_t at, uint64_t free)
 {
-  unsigned at = unit->hint;
-  uint64_t free = unit->free[at];
-  unsigned slot = at * 64 + (unsigned)__builtin_ctzl (free);
+  size_t slot = at * 64 + (size_t)__builtin_ctzl (free);
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
   set_live (local, local->live_bytes + size);
   return slot;
+}
+
+/* Takes a slot of the word that the hint names, which has one. */
+MA_INLINE char *
+pop_hint (struct ma_local *local, struct ma_unit *unit, size_t size)
+{
+  size_t at = unit->hint;
+  return unit->base + pop (local, unit, size, at, unit->free[at]) * unit->slot;
 }
 
 static __attribute__ ((noinline)) void *
@@ -144,8 +150,7 @@ alloc_slow (struct ma_local *local, unsigned class, size_t size)
   struct ma_unit *unit = ma_slab_refill (local, class);
   if (unit == NULL)
     return NULL;
-  return take_any (local, unit->base + pop (local, unit, size) * (size_t)unit->slot, size,
-                   unit->slot);
+  return take_any (local, pop_hint (local, unit, size), size, unit->slot);
 }
 
 MA_HOT void *
@@ -155,7 +160,7 @@ ma_dense_plain (struct ma_local *local, size_t size)
   struct ma_unit *unit = local->current[class];
   if (unlikely (unit->free[unit->hint] == 0) && (unit = ma_slab_refill (local, class)) == NULL)
     return NULL;
-  return unit->base + pop (local, unit, size) * (size_t)unit->slot;
+  return pop_hint (local, unit, size);
 }
 
 /* What is rare is a call in the last place: with one in the middle, every call would save registers
@@ -165,9 +170,11 @@ alloc (struct ma_local *local, size_t size, int wide)
 {
   unsigned class = ma_class_of (size);
   struct ma_unit *unit = local->current[class];
-  if (unlikely (unit->free[unit->hint] == 0))
+  size_t at = unit->hint;
+  uint64_t free = unit->free[at];
+  if (unlikely (free == 0))
     return alloc_slow (local, class, size);
-  char *p = unit->base + pop (local, unit, size) * (size_t)unit->slot;
+  char *p = unit->base + pop (local, unit, size, at, free) * unit->slot;
   if (unlikely (unit->group == MA_LONG) || unlikely (!slot_take (unit, p, size, wide)))
     return take_any (local, p, size, unit->slot);
   return p;
@@ -185,7 +192,7 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   struct ma_unit *unit = local->current[class];
   if (unit->free[unit->hint] == 0 && (unit = ma_slab_refill (local, class)) == NULL)
     return NULL;
-  char *p = unit->base + pop (local, unit, size) * (size_t)unit->slot;
+  char *p = pop_hint (local, unit, size);
   if (local->is_verified && !ma_is_zero (p, unit->slot))
     ma_fatal_block ("use after wipe", p, local->arena->name);
   if (unit->rest != 0)
@@ -249,7 +256,7 @@ push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
   __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
-  if (unlikely (unit->is_full | (live < local->low_water)))
+  if (unlikely (live < local->low_water) || unlikely (unit->is_full))
     ma_slab_tidy (local, unit);
 }
 
@@ -307,7 +314,7 @@ free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char
   /* One compare for what has no live block, and for sizes that take the other way. */
   if (unlikely (!is_start (unit, product, p) | (size - unit->least > unit->span)))
     free_other (unit, p);
-  else if (unit->group != MA_UP_TO_144)
+  else if (unit->group > MA_UP_TO_144)
     larger (unit, p, slot, size);
   else if (likely (slot_give_small (unit, p, size)))
     push (unit, slot, size, p);

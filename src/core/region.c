@@ -130,6 +130,8 @@ reserve (size_t size)
   ma_sealed.canary = new_canary ();
   ma_sealed.unforked = unforked;
   ma_sealed.region.base = (uintptr_t)base;
+  ma_sealed.origin
+      = (uintptr_t)table - ((uintptr_t)base >> MA_UNIT_SHIFT) * sizeof (struct ma_unit);
   /* Last, as the size is what makes an address ours. */
   __atomic_store_n (&ma_sealed.region.size, size, __ATOMIC_RELEASE);
   os_seal (&ma_sealed_page, sizeof ma_sealed_page, 1);

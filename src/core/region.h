@@ -132,6 +132,7 @@ struct ma_sealed
 {
   struct ma_region region;
   struct ma_unit *units;
+  uintptr_t origin; /* where the unit of address 0 would be */
   uint64_t canary;  /* fills the bytes after a block; no byte of it is zero */
   int dump_refused; /* errno where the region could not be excluded from dumps */
   /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
@@ -156,7 +157,8 @@ ma_is_ours (const void *p)
 static inline struct ma_unit *
 ma_unit_of (const void *p)
 {
-  return &ma_sealed.units[(((uintptr_t)p & MA_UNTAGGED) - ma_sealed.region.base) >> MA_UNIT_SHIFT];
+  uintptr_t number = ((uintptr_t)p & MA_UNTAGGED) >> MA_UNIT_SHIFT;
+  return (struct ma_unit *)(ma_sealed.origin + number * sizeof (struct ma_unit));
 }
 
 static inline uint32_t

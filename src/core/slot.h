@@ -69,6 +69,7 @@ is_object (const struct ma_unit *unit)
 
 enum ma_group
 {
+  MA_UP_TO_48,
   MA_UP_TO_144,
   MA_UP_TO_320,
   MA_UP_TO_512,
@@ -79,7 +80,8 @@ enum ma_group
 static inline unsigned
 ma_slot_group (size_t slot)
 {
-  return slot <= 144   ? MA_UP_TO_144
+  return slot <= 48    ? MA_UP_TO_48
+         : slot <= 144 ? MA_UP_TO_144
          : slot <= 320 ? MA_UP_TO_320
          : slot <= 512 ? MA_UP_TO_512
                        : MA_LONG;
@@ -124,6 +126,24 @@ slot_stroke (unsigned i, size_t slot)
 {
   size_t last = (slot & ~(size_t)31) - 32;
   return (uint8_t)(32 * i < last ? 32 * i : last);
+}
+
+/* Slots of 32 and 48 bytes. */
+MA_INLINE int
+slot_is_zero_48 (const char *p, size_t slot, int wide)
+{
+  const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
+  ma_v32 seen = { (*rest)[0], (*rest)[1], 0, 0 };
+  seen |= CONST_AT (p, 0);
+  return slot_is_none (&seen, wide);
+}
+
+MA_INLINE void
+slot_wipe_48 (char *p, size_t slot)
+{
+  AT (p, slot - 32) = (ma_v32){ 0, 0, 0, 0 };
+  AT (p, 0) = (ma_v32){ 0, 0, 0, 0 };
+  __asm__ volatile ("" : : "r"(p) : "memory");
 }
 
 /* Slots up to 144 are whole vectors and, every second of them, 16 bytes more. */
@@ -263,7 +283,7 @@ slot_intact_any (const char *p, size_t size, size_t slot)
 static inline size_t
 slot_covered (unsigned group)
 {
-  return group == MA_UP_TO_144 ? 23 : group < MA_UNWIPED ? 39 : 0;
+  return group <= MA_UP_TO_144 ? 23 : group < MA_UNWIPED ? 39 : 0;
 }
 
 /* Gives a free slot, not a long one, to a block of a size of its class: 0 if it was written since
@@ -273,7 +293,13 @@ slot_take (const struct ma_unit *unit, char *p, size_t size, int wide)
 {
   size_t slot = unit->slot;
   unsigned group = unit->group;
-  if (group == MA_UP_TO_144)
+  if (group == MA_UP_TO_48)
+    {
+      if (unlikely (!slot_is_zero_48 (p, slot, wide)))
+        return 0;
+      slot_canary_shape (p, size, slot, 1);
+    }
+  else if (group == MA_UP_TO_144)
     {
       if (unlikely (!slot_is_zero_144 (p, slot, unit->stroke, wide)))
         return 0;
@@ -300,7 +326,10 @@ slot_give_small (const struct ma_unit *unit, char *p, size_t size)
 {
   if (unlikely (!slot_intact_shape (p, size, unit->slot, 2)))
     return 0;
-  slot_wipe_144 (p, unit->slot, unit->stroke);
+  if (unit->group == MA_UP_TO_48)
+    slot_wipe_48 (p, unit->slot);
+  else
+    slot_wipe_144 (p, unit->slot, unit->stroke);
   return 1;
 }
 
