@@ -135,7 +135,7 @@ pop_hint (struct ma_local *local, struct ma_unit *unit, size_t size)
   return unit->base + pop (local, unit, size, at, unit->free[at]) * unit->slot;
 }
 
-static __attribute__ ((noinline)) void *
+static __attribute__ ((noinline)) MA_CLONED void *
 take_any (struct ma_local *local, char *p, size_t size, size_t slot)
 {
   if (local->is_verified && !ma_is_zero (p, slot))
@@ -274,7 +274,7 @@ free_tagged (struct ma_unit *unit, char *p, unsigned slot)
 }
 
 /* Objects, long slots, long canaries, tags, damage: all but the usual. */
-static __attribute__ ((noinline)) void
+static __attribute__ ((noinline)) MA_CLONED void
 free_other (struct ma_unit *unit, char *p)
 {
   unsigned slot = slot_of (unit, p);

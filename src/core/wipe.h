@@ -33,16 +33,21 @@ ma_wipe_inline (void *p, size_t n)
 void ma_move (void *to, void *from, size_t n);
 
 /* Whether all N bytes at P are zero; both multiples of 16. */
-static inline int
+static inline __attribute__ ((always_inline)) int
 ma_is_zero (const void *p, size_t n)
 {
-  const ma_v16 *q = p;
-  const ma_v16 *end = (const ma_v16 *)((const char *)p + n);
-  ma_v16 seen = { 0, 0 };
-  for (; end - q >= 4; q += 4)
-    seen |= (q[0] | q[1]) | (q[2] | q[3]);
-  for (; q != end; q++)
-    seen |= *q;
+  typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
+  const char *at = p;
+  const char *end = at + n;
+  vector wide = { 0, 0, 0, 0 };
+  for (; end - at >= 128; at += 128)
+    {
+      const vector *q = (const vector *)at;
+      wide |= (q[0] | q[1]) | (q[2] | q[3]);
+    }
+  ma_v16 seen = { wide[0] | wide[2], wide[1] | wide[3] };
+  for (; at != end; at += 16)
+    seen |= *(const ma_v16 *)at;
   return (seen[0] | seen[1]) == 0;
 }
 
