@@ -72,6 +72,9 @@ main (int argc, char **argv)
     for (unsigned i = 0; i < REFUSALS; i++)
       for (unsigned e = 0; e < 5; e++)
         {
+          /* The older call is the sanitizer's own, which says yes and does nothing. */
+          if (CHECK_SANITIZED && refusals[i].call == SCMP_SYS (mlock2) && errors[e] == ENOSYS)
+            continue;
           char number[16];
           snprintf (number, sizeof number, "%u", kind * 1000 + i * 10 + e);
           struct check_outcome outcome = check_again (number, NULL);
