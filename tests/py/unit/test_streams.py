@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,7 +56,7 @@ with vault:
     sys.stdout.write("b" * 5000)
 with vault:
     sys.stderr.write("c")
-    sys.stdout.buffer.write(b"d" * 20000)
+    sys.stdout.write("d" * 20000)
 sys.stdout.write("e")
 with vault:
     pass
@@ -93,8 +94,14 @@ sys.stdout = None
 """
 
 
-def test_nothing_is_lost() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nothing_is_lost(unbuffered: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
     assert done.returncode == 0, done.stderr
     numbers = "".join(f"{n:05} " for n in range(3000))
     assert done.stdout == "a" * 5000 + "b" * 5000 + "d" * 20000 + "e" + numbers + "f"
