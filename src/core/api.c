@@ -169,12 +169,6 @@ malloc_arena_scrub (size_t bytes)
   ma_scrub_stack (ma_stack_room (__builtin_frame_address (0), bytes));
 }
 
-void
-ma_scrub_used (size_t bytes)
-{
-  ma_scrub_used_stack (ma_stack_room (__builtin_frame_address (0), bytes));
-}
-
 MA_EXPORT malloc_arena *
 malloc_arena_of (const void *p)
 {

@@ -79,9 +79,6 @@ MA_EXPORT unsigned ma_depth (void);
 /* Wipes N bytes at P; the compiler cannot drop it. */
 MA_EXPORT void ma_wipe (void *p, size_t n);
 
-/* As malloc_arena_scrub, for a step of many: it ends before BYTES where 32 KiB in a row are zero. */
-MA_EXPORT void ma_scrub_used (size_t bytes);
-
 /* The arena that every allocation of the process goes to when MALLOC_ARENA_OPTIONS says so
  * (active=secure, active=default), else NULL. Its memory is kept in forked children. */
 MA_EXPORT malloc_arena *ma_default_arena (void);

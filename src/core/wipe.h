@@ -54,9 +54,5 @@ ma_is_zero (const void *p, size_t n)
 /* Zeroes BYTES of stack right below the caller's frame, which must be there, and the vector
  * registers. */
 void ma_scrub_stack (size_t bytes);
-/* The same down to where 32 KiB in a row are zero: reading these takes a third of the time,
- * and what they displace is not in the cache of whoever runs next. A frame that has left so many bytes
- * as they were hides what lies below. */
-void ma_scrub_used_stack (size_t bytes);
 
 #endif

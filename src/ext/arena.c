@@ -126,9 +126,8 @@ enter (malloc_arena *handle)
   return -1;
 }
 
-/* GOES_ON: the call that ends is a step, and others of it follow. */
 static void
-leave (malloc_arena *handle, int goes_on)
+leave (malloc_arena *handle)
 {
   malloc_arena_leave (handle);
   if (ma_depth () != 0)
@@ -138,7 +137,7 @@ leave (malloc_arena *handle, int goes_on)
   if (was_secure)
     {
       streams_wipe ();
-      (goes_on ? ma_scrub_used : malloc_arena_scrub) (SCRUB_BYTES);
+      malloc_arena_scrub (SCRUB_BYTES);
     }
   was_secure = 0;
 }
@@ -205,7 +204,7 @@ arena_exit (PyObject *self, PyObject *const *args, Py_ssize_t count)
     return core_error ("ArenaError",
                        "arena \"%U\" is left while arena \"%s\", entered after it, is active",
                        arena->name, malloc_arena_name (active));
-  leave (active, 0);
+  leave (active);
   if (count >= 2 && args[1] != Py_None)
     explain (active, args[1]);
   Py_RETURN_NONE;
@@ -260,7 +259,7 @@ arena_begin (struct arena_object *arena, struct arena_scope *scope)
 }
 
 PyObject *
-arena_end (const struct arena_scope *scope, PyObject *result, int goes_on)
+arena_end (const struct arena_scope *scope, PyObject *result)
 {
   malloc_arena *handle = scope->handle;
   PyObject *error = result == NULL ? take_error () : NULL;
@@ -278,7 +277,7 @@ arena_end (const struct arena_scope *scope, PyObject *result, int goes_on)
           handle != NULL ? malloc_arena_name (handle) : "none");
     }
   if (handle != NULL)
-    leave (handle, goes_on);
+    leave (handle);
   else
     malloc_arena_leave (NULL);
   if (error != NULL)
@@ -299,11 +298,9 @@ call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t
   struct arena_scope scope;
   if (begin (handle, &scope) == -1)
     return NULL;
-  return arena_end (&scope,
-                    keywords != NULL && PyDict_Check (keywords)
-                        ? PyObject_VectorcallDict (function, args, count, keywords)
-                        : PyObject_Vectorcall (function, args, count, keywords),
-                    0);
+  return arena_end (&scope, keywords != NULL && PyDict_Check (keywords)
+                                ? PyObject_VectorcallDict (function, args, count, keywords)
+                                : PyObject_Vectorcall (function, args, count, keywords));
 }
 
 static PyObject *

@@ -66,14 +66,14 @@ PyObject *pyhooks_hook_numpy (PyObject *module, PyObject *address);
 
 /* A scope around one call from C. arena_begin() returns 0, or -1 with an exception, and then there is
  * nothing to end. arena_end() takes over what the call returned, with its exception where that is NULL,
- * and returns what the caller should. GOES_ON: the call was a step of what is not at its end. */
+ * and returns what the caller should. */
 struct arena_scope
 {
   malloc_arena *handle; /* NULL: none is active */
   unsigned depth, floor;
 };
 int arena_begin (struct arena_object *arena, struct arena_scope *scope);
-PyObject *arena_end (const struct arena_scope *scope, PyObject *result, int goes_on);
+PyObject *arena_end (const struct arena_scope *scope, PyObject *result);
 
 /* Wipes what has been written and flushed, once streams_learn() knows how; no exception. */
 void streams_learn (void);

@@ -40,7 +40,7 @@ steps_step (PyObject *self, PyObject *value, PyObject **result)
   if (arena_begin (steps->arena, &scope) == -1)
     return PYGEN_ERROR;
   PySendResult how = PyIter_Send (steps->inner, value, result);
-  *result = arena_end (&scope, *result, how == PYGEN_NEXT);
+  *result = arena_end (&scope, *result);
   return *result != NULL ? how : PYGEN_ERROR;
 }
 
@@ -104,7 +104,7 @@ call_inner (const struct steps_object *steps, PyObject *method, PyObject *const 
   struct arena_scope scope;
   PyObject *result = NULL;
   if (arena_begin (steps->arena, &scope) == 0)
-    result = arena_end (&scope, PyObject_Vectorcall (method, args, (size_t)count, NULL), 0);
+    result = arena_end (&scope, PyObject_Vectorcall (method, args, (size_t)count, NULL));
   Py_DECREF (method);
   return result;
 }

@@ -36,48 +36,6 @@ scrub (void)
   CHECK (left < 8); /* what was called since wrote there as well */
 }
 
-/* Leaves a mark for each KiB of USED bytes of stack, and behind it a hole of HOLE bytes, and a mark. */
-__attribute__ ((__noinline__)) static void
-leave_marks (size_t used, size_t hole)
-{
-  volatile char *bytes = __builtin_alloca (used + hole + 64);
-  bytes[0] = 0x6b;
-  for (size_t at = hole + 64; at < used + hole + 64; at += 1 << 10)
-    bytes[at] = 0x6b;
-  dead = check_hide ((void *)bytes);
-}
-
-static unsigned
-marks_left (size_t used, size_t hole)
-{
-  unsigned left = dead[0] == 0x6b;
-  for (size_t at = hole + 64; at < used + hole + 64; at += 1 << 10)
-    left += dead[at] == 0x6b;
-  return left;
-}
-
-/* A step scrubs as deep as the stack was used, across a frame's hole, but not across one of 32 KiB. */
-static void
-scrub_used (void)
-{
-  enum
-  {
-    ALL = 128 << 10
-  };
-  malloc_arena_scrub (ALL);
-  leave_marks (100 << 10, 0);
-  ma_scrub_used (ALL);
-  CHECK_EQUAL (marks_left (100 << 10, 0), 0);
-  leave_marks (4 << 10, 30 << 10);
-  ma_scrub_used (ALL);
-  CHECK_EQUAL (marks_left (4 << 10, 30 << 10), 0);
-  leave_marks (4 << 10, 40 << 10);
-  ma_scrub_used (ALL);
-  CHECK_EQUAL (marks_left (4 << 10, 40 << 10), 1);
-  malloc_arena_scrub (ALL);
-  CHECK_EQUAL (marks_left (4 << 10, 40 << 10), 0);
-}
-
 static void
 on_signal (int number)
 {
@@ -142,6 +100,5 @@ main (void)
   run (in_arena, HEAP_DEFAULT);
   run (in_none, 0);
   run (in_child, 0);
-  scrub_used ();
   return 0;
 }
