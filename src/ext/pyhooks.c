@@ -39,16 +39,6 @@ static struct
   enum source source;
 } hooked[DOMAINS];
 
-/* The library's, which has it for good by the time of installing; here, so that a free need not look
- * up where it is. */
-static struct ma_region region;
-
-static inline int
-is_inside (const void *p)
-{
-  return ((uintptr_t)p & MA_UNTAGGED) - region.base < region.size;
-}
-
 /* With MALLOC_ARENA_OPTIONS=active=..., where allocations of no active arena go. */
 static malloc_arena *standing_arena;
 
@@ -133,7 +123,7 @@ hook_calloc (int domain, struct ma_local *local, void *ctx, size_t count, size_t
 static inline void *
 hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t size)
 {
-  if (is_inside (p))
+  if (ma_owns (p))
     return ma_object_resize (p, size != 0 ? size : 1); /* C's realloc would free */
   if (unlikely (local != NULL))
     return p == NULL ? ma_object_alloc (local, size) : move_in (domain, local, p, size);
@@ -143,7 +133,7 @@ hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t siz
 static inline void
 hook_free (int domain, void *ctx, void *p)
 {
-  if (is_inside (p))
+  if (ma_owns (p))
     ma_object_free (p);
   else
     hooked[domain].original.free (ctx, p);
@@ -210,9 +200,9 @@ is_debug_on_arena (void)
   if (ma_default_arena () == NULL || name == NULL || strstr (name, "debug") == NULL)
     return 0;
   void *raw = PyMem_RawMalloc (1);
-  int is_ours = ma_owns (raw);
+  int is_inside = ma_owns (raw);
   PyMem_RawFree (raw);
-  return is_ours;
+  return is_inside;
 }
 
 static void
@@ -221,7 +211,6 @@ install (void)
   const char *name = allocator_name ();
   int is_libc = name != NULL && strcmp (name, "malloc") == 0;
   int is_pymalloc = name != NULL && strcmp (name, "pymalloc") == 0;
-  region = ma_region;
   standing_arena = ma_default_arena ();
   const PyMemAllocatorEx *set = standing_arena != NULL ? standing_set : scoped_set;
   for (int i = 0; i < DOMAINS; i++)
