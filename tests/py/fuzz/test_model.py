@@ -56,6 +56,7 @@ class Model(RuleBasedStateMachine):
         self.model: dict[str, Any] = {}
         self.real: dict[str, Any] = {}
         self.homes: dict[str, int] = {}  # index of the arena, -1 outside
+        self.changed: set[str] = set()  # containers that may have nothing of their home any more
         self.buffers: dict[str, SecretBuffer] = {}
         self.contents: dict[str, bytes] = {}
         self.count = 0
@@ -180,6 +181,8 @@ class Model(RuleBasedStateMachine):
         else:
             arena.call(work, real)
         work(model)
+        if isinstance(real, list | dict):
+            self.changed.add(name)
 
     @rule(name=names)
     def look(self, name: str) -> None:
@@ -266,10 +269,8 @@ class Model(RuleBasedStateMachine):
         home, arena = self.arena(which)
         if sum(each is not None for each in self.arenas) < 3:
             return
-        # What a list or dict had of it may have been changed for something made elsewhere.
         is_used = any(
-            where == home and not isinstance(self.real[name], list | dict)
-            for name, where in self.homes.items()
+            where == home and name not in self.changed for name, where in self.homes.items()
         )
         try:
             arena.close()

@@ -56,7 +56,8 @@ with vault:
     sys.stdout.write("b" * 5000)
 with vault:
     sys.stderr.write("c")
-    sys.stdout.write("d" * 20000)
+    sys.stdout.flush()  # the text, which is not in the buffer yet unless it is written through
+    sys.stdout.buffer.write(b"d" * 20000)
 sys.stdout.write("e")
 with vault:
     pass
