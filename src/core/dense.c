@@ -116,7 +116,8 @@ set_live (struct ma_local *local, size_t live)
     __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
 }
 
-/* Takes the first slot of the word AT of UNIT, which is FREE and has one. */
+/* Takes the first slot of the word AT of UNIT, which is FREE and has one: read by the caller, who had to
+ * look whether it has. */
 MA_INLINE size_t
 pop (struct ma_local *local, struct ma_unit *unit, size_t size, size_t at, uint64_t free)
 {

@@ -67,9 +67,10 @@ is_object (const struct ma_unit *unit)
   return unit->class >= MA_CLASSES;
 }
 
+/* In the order of their slots: comparisons mean "up to". */
 enum ma_group
 {
-  MA_UP_TO_48,
+  MA_UP_TO_48, /* the sizes of most calls: two vectors, where the next group has five */
   MA_UP_TO_144,
   MA_UP_TO_320,
   MA_UP_TO_512,
@@ -320,7 +321,7 @@ slot_take (const struct ma_unit *unit, char *p, size_t size, int wide)
   return 1;
 }
 
-/* Wipes a slot of the first group if no byte after the block was written; */
+/* Wipes a slot of the first two groups if no byte after the block was written; */
 MA_INLINE int
 slot_give_small (const struct ma_unit *unit, char *p, size_t size)
 {
