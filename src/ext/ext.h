@@ -1,7 +1,8 @@
 /* ext.h - what the files of the _core extension share.
  *
  * module.c   the module: constants, region(), errors of the package raised from C
- * arena.c    Arena: one handle of the library, and the scopes of a thread
+ * arena.c    Arena: one handle of the library
+ * scope.c    the scopes of a thread, in which an arena is active
  * steps.c    _Run and _Iterate: scopes around the steps of a coroutine or generator
  * streams.c  what scopes leave in the buffers of sys.stdout and sys.stderr
  * buffer.c   SecretBuffer, and other places that secrets lie in: texts compared, the environment
@@ -56,31 +57,39 @@ extern PyType_Spec iterate_spec;
 struct core_state *core_state_of (PyTypeObject *type);
 
 /* Functions of the module. */
-PyObject *arena_outside (PyObject *module, PyObject *const *args, Py_ssize_t count,
+PyObject *scope_outside (PyObject *module, PyObject *const *args, Py_ssize_t count,
                          PyObject *names);
-PyObject *arena_inherit (PyObject *module, PyObject *function);
+PyObject *scope_inherit (PyObject *module, PyObject *function);
 PyObject *buffer_equal (PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *buffer_of_environment (PyObject *module, PyObject *args);
 PyObject *pyhooks_numpy_handler (PyObject *module, PyObject *capsule);
 PyObject *pyhooks_hook_numpy (PyObject *module, PyObject *address);
 
-/* A scope around one call from C. arena_begin() returns 0, or -1 with an exception, and then there is
- * nothing to end. arena_end() takes over what the call returned, with its exception where that is NULL,
+/* Methods of Arena: __enter__, __exit__, call. */
+PyObject *scope_enter (PyObject *arena, PyObject *ignored);
+PyObject *scope_exit (PyObject *arena, PyObject *const *args, Py_ssize_t count);
+PyObject *scope_call (PyObject *arena, PyObject *const *args, Py_ssize_t count, PyObject *names);
+
+/* 0, or -1 with an exception. */
+int arena_check_open (struct arena_object *arena);
+
+/* A scope around one call from C. scope_begin() returns 0, or -1 with an exception, and then there is
+ * nothing to end. scope_end() takes over what the call returned, with its exception where that is NULL,
  * and returns what the caller should. */
-struct arena_scope
+struct scope
 {
   malloc_arena *handle; /* NULL: none is active */
   unsigned depth, floor;
 };
-int arena_begin (struct arena_object *arena, struct arena_scope *scope);
-PyObject *arena_end (const struct arena_scope *scope, PyObject *result);
+int scope_begin (struct arena_object *arena, struct scope *scope);
+PyObject *scope_end (const struct scope *scope, PyObject *result);
 
 /* Wipes what has been written and flushed, once streams_learn() knows how; no exception. */
 void streams_learn (void);
 void streams_wipe (void);
 
 /* Each outermost scope sweeps from now on. */
-void arena_sweep_always (void);
+void scope_sweep_always (void);
 
 /* Sets an exception of malloc_arena.errors with a message. Returns NULL. */
 PyObject *core_error (const char *class_name, const char *format, ...);

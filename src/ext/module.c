@@ -152,7 +152,7 @@ core_exec (PyObject *module)
     return -1;
   const char *always = getenv ("MALLOC_ARENA_SWEEP");
   if (always != NULL && strcmp (always, "1") == 0)
-    arena_sweep_always ();
+    scope_sweep_always ();
   /* "From start-up" cannot be earlier than this. */
   return ma_default_arena () != NULL ? pyhooks_install () : 0;
 }
@@ -192,8 +192,8 @@ static PyMethodDef core_methods[] = {
     PyDoc_STR ("region()\n--\n\n"
                "(base, size) of the address range that holds every arena; (0, 0) before the "
                "first.") },
-  { "_outside", (PyCFunction)(void (*) (void))arena_outside, METH_FASTCALL | METH_KEYWORDS, NULL },
-  { "_inherit", arena_inherit, METH_O, NULL },
+  { "_outside", (PyCFunction)(void (*) (void))scope_outside, METH_FASTCALL | METH_KEYWORDS, NULL },
+  { "_inherit", scope_inherit, METH_O, NULL },
   { "_equal", (PyCFunction)(void (*) (void))buffer_equal, METH_FASTCALL, NULL },
   { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
   { "_walk", core_walk, METH_NOARGS, NULL },

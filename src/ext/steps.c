@@ -35,12 +35,12 @@ static PySendResult
 steps_step (PyObject *self, PyObject *value, PyObject **result)
 {
   struct steps_object *steps = (struct steps_object *)self;
-  struct arena_scope scope;
+  struct scope scope;
   *result = NULL;
-  if (arena_begin (steps->arena, &scope) == -1)
+  if (scope_begin (steps->arena, &scope) == -1)
     return PYGEN_ERROR;
   PySendResult how = PyIter_Send (steps->inner, value, result);
-  *result = arena_end (&scope, *result);
+  *result = scope_end (&scope, *result);
   return *result != NULL ? how : PYGEN_ERROR;
 }
 
@@ -101,10 +101,10 @@ static PyObject *
 call_inner (const struct steps_object *steps, PyObject *method, PyObject *const *args,
             Py_ssize_t count)
 {
-  struct arena_scope scope;
+  struct scope scope;
   PyObject *result = NULL;
-  if (arena_begin (steps->arena, &scope) == 0)
-    result = arena_end (&scope, PyObject_Vectorcall (method, args, (size_t)count, NULL));
+  if (scope_begin (steps->arena, &scope) == 0)
+    result = scope_end (&scope, PyObject_Vectorcall (method, args, (size_t)count, NULL));
   Py_DECREF (method);
   return result;
 }
