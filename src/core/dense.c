@@ -7,13 +7,7 @@
 #include "slot.h"
 #include "tag.h"
 
-/* clang-format off */
-#define X16(byte) byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte, byte
-#define X192(byte) X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte), X16 (byte)
-const unsigned char ma_slot_masks[384] = { X192 (0), X192 (255) };
-#undef X192
-#undef X16
-/* clang-format on */
+const unsigned char ma_slot_masks[384] = { [192 ... 383] = 255 };
 
 /* ---- the slot of an address ---- */
 
@@ -91,7 +85,7 @@ checked (const struct ma_unit *unit, const char *p, unsigned slot)
     return size;
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_unchecked ();
-  if (unit->rest != 0 && unlikely (!slot_intact_any (p, size, unit->slot))
+  if (unit->rest != 0 && unlikely (!slot_intact_long (p, size, unit->slot))
       && !wiped_by_fork (unit, p, size))
     crime (unit, p, slot);
   if (MA_HAS_TAGS && unit->is_tagged)
@@ -141,7 +135,7 @@ take_any (struct ma_local *local, char *p, size_t size, size_t slot)
 {
   if (local->is_verified && !ma_is_zero (p, slot))
     ma_fatal_block ("use after wipe", p, local->arena->name);
-  slot_canary_any (p, size, slot);
+  slot_canary_long (p, size, slot);
   return p;
 }
 
@@ -164,10 +158,13 @@ ma_dense_plain (struct ma_local *local, size_t size)
   return pop_hint (local, unit, size);
 }
 
+typedef void *ma_take (struct ma_local *, char *, size_t, const struct ma_unit *);
+
 /* What is rare is a call in the last place: with one in the middle, every call would save registers
- * for it. */
+ * for it. MIXED: takes a slot of any group; where a class comes for the third time in a row, the branches on
+ * its group are predicted, and vectors that lie on each other would wait for what was just wiped. */
 MA_INLINE void *
-alloc (struct ma_local *local, size_t size, int wide)
+alloc (struct ma_local *local, size_t size, int width, ma_take *mixed)
 {
   unsigned class = ma_class_of (size);
   struct ma_unit *unit = local->current[class];
@@ -176,7 +173,15 @@ alloc (struct ma_local *local, size_t size, int wide)
   if (unlikely (free == 0))
     return alloc_slow (local, class, size);
   char *p = unit->base + pop (local, unit, size, at, free) * unit->slot;
-  if (unlikely (unit->group == MA_LONG) || unlikely (!slot_take (unit, p, size, wide)))
+  if (mixed && unit->group != MA_UP_TO_48)
+    {
+      struct ma_unit *run = local->run;
+      __atomic_store_n (&local->run, unit == local->last ? unit : NULL, __ATOMIC_RELAXED);
+      local->last = unit;
+      if (unit != run && likely (unit->group <= MA_UP_TO_512))
+        return mixed (local, p, size, unit);
+    }
+  if (unlikely (unit->group == MA_LONG) || unlikely (!slot_take (unit, p, size, width)))
     return take_any (local, p, size, unit->slot);
   return p;
 }
@@ -197,7 +202,7 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   if (local->is_verified && !ma_is_zero (p, unit->slot))
     ma_fatal_block ("use after wipe", p, local->arena->name);
   if (unit->rest != 0)
-    slot_canary_any (p, size, unit->slot);
+    slot_canary_long (p, size, unit->slot);
   return p;
 }
 
@@ -268,7 +273,7 @@ free_tagged (struct ma_unit *unit, char *p, unsigned slot)
   size_t size = live_size (unit, p, slot);
   char *bare = ma_tagged (p, 0);
   ma_tag_memory (bare, size);
-  if (unlikely (!slot_intact_any (bare, size, unit->slot)) && !wiped_by_fork (unit, bare, size))
+  if (unlikely (!slot_intact_long (bare, size, unit->slot)) && !wiped_by_fork (unit, bare, size))
     crime (unit, p, slot);
   ma_wipe_inline (bare, unit->slot);
   push (unit, slot, size, p);
@@ -290,18 +295,12 @@ free_other (struct ma_unit *unit, char *p)
   push (unit, slot, size, p);
 }
 
-MA_INLINE void
-free_larger (struct ma_unit *unit, char *p, size_t slot, size_t size)
-{
-  if (likely (slot_give (unit, p, size)))
-    push (unit, slot, size, p);
-  else
-    free_other (unit, p);
-}
+typedef void ma_give (struct ma_unit *, char *, size_t, size_t);
 
-/* LARGER: free_larger, out of line: it takes more registers than there are for nothing. */
+/* LARGER, MIXED: of larger groups, of any group, out of line: they take more registers than there are
+ * for nothing. */
 MA_INLINE void
-free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char *, size_t, size_t))
+free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
 {
   uint64_t product = (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
   size_t slot = product >> 32;
@@ -314,7 +313,16 @@ free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char
   unsigned size = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED) - 1u;
   /* One compare for what has no live block, and for sizes that take the other way. */
   if (unlikely (!is_start (unit, product, p) | (size - unit->least > unit->span)))
-    free_other (unit, p);
+    {
+      free_other (unit, p);
+      return;
+    }
+  /* The product is needed no more: a register that would have to be saved. */
+  __asm__ ("" : "+r"(slot));
+  if (mixed && unit->group != MA_UP_TO_48
+      && unit != __atomic_load_n (&unit->local->run, __ATOMIC_RELAXED)
+      && likely (unit->group <= MA_UP_TO_512))
+    mixed (unit, p, slot, size);
   else if (unit->group > MA_UP_TO_144)
     larger (unit, p, slot, size);
   else if (likely (slot_give_small (unit, p, size)))
@@ -323,42 +331,67 @@ free_slot (struct ma_unit *unit, char *p, void (*larger) (struct ma_unit *, char
     free_other (unit, p);
 }
 
-#define MA_FAST_PATHS(name, is_wide, target)                                                       \
-  target static void *alloc_##name (struct ma_local *local, size_t size)                           \
+#define MA_GIVE(name, slot_give, target)                                                           \
+  target static __attribute__ ((noinline)) void name (struct ma_unit *unit, char *p, size_t slot,  \
+                                                      size_t size)                                 \
   {                                                                                                \
-    return alloc (local, size, is_wide);                                                           \
-  }                                                                                                \
-  target static __attribute__ ((noinline)) void larger_##name (struct ma_unit *unit, char *p,      \
-                                                               size_t slot, size_t size)           \
-  {                                                                                                \
-    free_larger (unit, p, slot, size);                                                             \
-  }                                                                                                \
-  target static void free_##name (struct ma_unit *unit, void *p)                                   \
-  {                                                                                                \
-    free_slot (unit, p, larger_##name);                                                            \
+    if (likely (slot_give (unit, p, size)))                                                        \
+      push (unit, slot, size, p);                                                                  \
+    else                                                                                           \
+      free_other (unit, p);                                                                        \
   }
 
-MA_FAST_PATHS (base, 0, )
+#define MA_FAST_PATHS(width, take_mixed, give_mixed, target)                                       \
+  target static void *alloc_##width (struct ma_local *local, size_t size)                          \
+  {                                                                                                \
+    return alloc (local, size, width, take_mixed);                                                 \
+  }                                                                                                \
+  MA_GIVE (larger_##width, slot_give, target)                                                      \
+  target static void free_##width (struct ma_unit *unit, void *p)                                  \
+  {                                                                                                \
+    free_slot (unit, p, larger_##width, give_mixed);                                               \
+  }
+
+MA_FAST_PATHS (16, NULL, NULL, )
 
 #ifdef MA_WIDE
-MA_FAST_PATHS (wide, 1, __attribute__ ((target ("avx2,bmi,bmi2"))))
+#define TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
+#define TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
+
+MA_FAST_PATHS (32, NULL, NULL, TARGET_32)
+
+TARGET_64 static __attribute__ ((noinline)) void *
+take_mixed (struct ma_local *local, char *p, size_t size, const struct ma_unit *unit)
+{
+  return likely (slot_take_mixed (unit, p, size)) ? p : take_any (local, p, size, unit->slot);
+}
+
+MA_GIVE (give_mixed, slot_give_mixed, TARGET_64)
+MA_FAST_PATHS (64, take_mixed, give_mixed, TARGET_64)
 
 /* Called by the dynamic linker, when nothing of ours may be called yet. */
 static int
-is_wide (void)
+width (void)
 {
   __builtin_cpu_init ();
-  return __builtin_cpu_supports ("avx2") && __builtin_cpu_supports ("bmi2");
+  if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
+    return 16;
+  return __builtin_cpu_supports ("avx512bw") && __builtin_cpu_supports ("avx512dq")
+                 && __builtin_cpu_supports ("avx512vl")
+             ? 64
+             : 32;
 }
 
 static void *(*choose_alloc (void)) (struct ma_local *, size_t)
 {
-  return is_wide () ? alloc_wide : alloc_base;
+  int vectors = width ();
+  return vectors == 64 ? alloc_64 : vectors == 32 ? alloc_32 : alloc_16;
 }
 
 static void (*choose_free (void)) (struct ma_unit *, void *)
 {
-  return is_wide () ? free_wide : free_base;
+  int vectors = width ();
+  return vectors == 64 ? free_64 : vectors == 32 ? free_32 : free_16;
 }
 
 void *ma_dense_alloc (struct ma_local *, size_t) __attribute__ ((ifunc ("choose_alloc")));
@@ -367,13 +400,13 @@ void ma_dense_free (struct ma_unit *, void *) __attribute__ ((ifunc ("choose_fre
 void *
 ma_dense_alloc (struct ma_local *local, size_t size)
 {
-  return alloc_base (local, size);
+  return alloc_16 (local, size);
 }
 
 void
 ma_dense_free (struct ma_unit *unit, void *p)
 {
-  free_base (unit, p);
+  free_16 (unit, p);
 }
 #endif
 
@@ -400,7 +433,7 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
   if (!local->is_plain && size > before)
     ma_wipe_inline (bare + before, size - before);
   else if (!local->is_plain)
-    slot_canary_any (bare, size, unit->slot);
+    slot_canary_long (bare, size, unit->slot);
   set_live (local, local->live_bytes + size - before);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
   if (MA_HAS_TAGS && unit->is_tagged)

@@ -74,6 +74,8 @@ struct ma_local
   int is_tagged;
   int is_wiped;
   int is_verified;
+  struct ma_unit *last; /* that a block was taken from, */
+  struct ma_unit *run;  /* and the one before it as well: else NULL, sizes are mixed */
   size_t live_bytes;
   size_t peak_bytes;
   size_t given_pages; /* since nothing lived last */

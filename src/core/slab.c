@@ -235,6 +235,10 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
   for (unsigned i = 0; i < 3; i++)
     unit->stroke[i] = slot_stroke (i + 1, unit->slot);
+#ifdef MA_WIDE
+  for (unsigned i = 0; i < 6; i++)
+    unit->step[i] = slot_step (i + 1, unit->slot);
+#endif
   unit->rest = local->is_plain ? 0 : MA_CANARY;
   size_t covered = local->is_plain ? unit->slot : slot_covered (unit->group);
   unit->least = (uint16_t)(covered < unit->slot ? unit->slot - covered : 0);

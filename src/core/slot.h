@@ -7,6 +7,9 @@
  * CPU has no such vectors the compiler makes two of each. Slots beyond the groups are looped over, out
  * of line.
  *
+ * Which group it is, is a branch as well. A CPU with vectors of 64 bytes needs so few for the longest
+ * slot of the groups that, where sizes are mixed, each slot gets all of them, the last ones on each other.
+ *
  * A load waits for the cache when the bytes it wants were just written by two stores. So slots are
  * multiples of 32, or the vectors of both passes lie so that each load is one store; and the canary,
  * before which its owner has just written, is read in words.
@@ -100,19 +103,19 @@ typedef long long ma_v32_anywhere __attribute__ ((vector_size (32), aligned (1),
 #define SLOT_MASK(boundary, at)                                                                    \
   (*(const ma_v32_anywhere *)(ma_slot_masks + 192 + (at) - (boundary)))
 
-/* WIDE: the caller is compiled for a CPU with these vectors. */
+/* WIDTH: of the vectors, in bytes, that the caller is compiled for. */
 MA_INLINE int
-slot_is_none (const ma_v32 *vector, int wide)
+slot_is_none (const ma_v32 *vector, int width)
 {
 #ifdef MA_WIDE
-  if (wide)
+  if (width >= 32)
     {
       int is_none;
       __asm__ ("vptest %1, %1" : "=@ccz"(is_none) : "x"(*vector));
       return is_none;
     }
 #endif
-  (void)wide;
+  (void)width;
   ma_v32 seen = *vector;
   return (seen[0] | seen[1] | seen[2] | seen[3]) == 0;
 }
@@ -131,12 +134,12 @@ slot_stroke (unsigned i, size_t slot)
 
 /* Slots of 32 and 48 bytes. */
 MA_INLINE int
-slot_is_zero_48 (const char *p, size_t slot, int wide)
+slot_is_zero_48 (const char *p, size_t slot, int width)
 {
   const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
   ma_v32 seen = { (*rest)[0], (*rest)[1], 0, 0 };
   seen |= CONST_AT (p, 0);
-  return slot_is_none (&seen, wide);
+  return slot_is_none (&seen, width);
 }
 
 MA_INLINE void
@@ -149,14 +152,14 @@ slot_wipe_48 (char *p, size_t slot)
 
 /* Slots up to 144 are whole vectors and, every second of them, 16 bytes more. */
 MA_INLINE int
-slot_is_zero_144 (const char *p, size_t slot, const uint8_t *stroke, int wide)
+slot_is_zero_144 (const char *p, size_t slot, const uint8_t *stroke, int width)
 {
   ma_v32 seen = CONST_AT (p, 0) | CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1])
                 | CONST_AT (p, stroke[2]);
   const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
   ma_v32 rest_twice = { (*rest)[0], (*rest)[1], 0, 0 };
   seen |= rest_twice;
-  return slot_is_none (&seen, wide);
+  return slot_is_none (&seen, width);
 }
 
 MA_INLINE void
@@ -172,13 +175,13 @@ slot_wipe_144 (char *p, size_t slot, const uint8_t *stroke)
 }
 
 MA_INLINE int
-slot_is_zero_shape (const char *p, size_t slot, int half, int wide)
+slot_is_zero_shape (const char *p, size_t slot, int half, int width)
 {
   ma_v32 seen = { 0, 0, 0, 0 };
 #pragma GCC unroll 8
   for (int i = 0; i < half; i++)
     seen |= CONST_AT (p, 32 * (size_t)i) | CONST_AT (p, slot - 32 * (size_t)(i + 1));
-  return slot_is_none (&seen, wide);
+  return slot_is_none (&seen, width);
 }
 
 MA_INLINE void
@@ -208,14 +211,21 @@ slot_canary_shape (char *p, size_t size, size_t slot, int vectors)
 
 typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
 
+/* What a word at offset AT holds of the canary, which is in step with the slot's words. */
+static inline uint64_t
+slot_canary_word (size_t at)
+{
+  unsigned turn = (unsigned)(at & 7) * 8;
+  return ma_sealed.canary >> turn | ma_sealed.canary << (-turn & 63);
+}
+
 /* Whether the canary is what was written: its first 8 bytes, and of the slot's last words those WORDS
  * that the longest one has beyond these. */
 MA_INLINE int
 slot_intact_shape (const char *p, size_t size, size_t slot, int words)
 {
   uint64_t c = ma_sealed.canary;
-  unsigned turn = (unsigned)(size & 7) * 8;
-  uint64_t damage = *(const ma_word *)(p + size) ^ (c >> turn | c << (-turn & 63));
+  uint64_t damage = *(const ma_word *)(p + size) ^ slot_canary_word (size);
   size_t first = (size + 7) & ~(size_t)7;
 #pragma GCC unroll 4
   for (int i = words; i > 1; i--)
@@ -244,31 +254,21 @@ slot_wipe_strokes (char *p, size_t slot, int strokes)
   __asm__ volatile ("" : : "m"(*(char (*)[512])p));
 }
 
-static inline unsigned char
-slot_canary_byte (size_t at)
-{
-  return (unsigned char)(ma_sealed.canary >> (at & 7) * 8);
-}
-
 /* Any block in any slot. */
-__attribute__ ((unused)) static void
-slot_canary_any (char *p, size_t size, size_t slot)
+MA_INLINE void
+slot_canary_long (char *p, size_t size, size_t slot)
 {
-  size_t at = size;
-  for (; at & 7 && at < slot; at++)
-    ((unsigned char *)p)[at] = slot_canary_byte (at);
-  for (; at < slot; at += 8)
+  *(ma_word *)(p + size) = slot_canary_word (size);
+  for (size_t at = (size + 7) & ~(size_t)7; at < slot; at += 8)
     *(ma_word *)(p + at) = ma_sealed.canary;
 }
 
-__attribute__ ((unused)) static int
-slot_intact_any (const char *p, size_t size, size_t slot)
+MA_INLINE int
+slot_intact_long (const char *p, size_t size, size_t slot)
 {
-  uint64_t damage = 0;
-  size_t at = size;
-  for (; at & 7 && at < slot; at++)
-    damage |= (unsigned)(((const unsigned char *)p)[at] ^ slot_canary_byte (at));
+  uint64_t damage = *(const ma_word *)(p + size) ^ slot_canary_word (size);
   uint64_t c = ma_sealed.canary;
+  size_t at = (size + 7) & ~(size_t)7;
   for (; at + 32 <= slot; at += 32)
     {
       const ma_word *words = (const ma_word *)(p + at);
@@ -290,31 +290,31 @@ slot_covered (unsigned group)
 /* Gives a free slot, not a long one, to a block of a size of its class: 0 if it was written since
  * it was wiped, and then the canary is not. */
 MA_INLINE int
-slot_take (const struct ma_unit *unit, char *p, size_t size, int wide)
+slot_take (const struct ma_unit *unit, char *p, size_t size, int width)
 {
   size_t slot = unit->slot;
   unsigned group = unit->group;
   if (group == MA_UP_TO_48)
     {
-      if (unlikely (!slot_is_zero_48 (p, slot, wide)))
+      if (unlikely (!slot_is_zero_48 (p, slot, width)))
         return 0;
       slot_canary_shape (p, size, slot, 1);
     }
   else if (group == MA_UP_TO_144)
     {
-      if (unlikely (!slot_is_zero_144 (p, slot, unit->stroke, wide)))
+      if (unlikely (!slot_is_zero_144 (p, slot, unit->stroke, width)))
         return 0;
       slot_canary_shape (p, size, slot, 1);
     }
   else if (group == MA_UP_TO_320)
     {
-      if (unlikely (!slot_is_zero_shape (p, slot, 5, wide)))
+      if (unlikely (!slot_is_zero_shape (p, slot, 5, width)))
         return 0;
       slot_canary_shape (p, size, slot, 2);
     }
   else
     {
-      if (unlikely (!slot_is_zero_shape (p, slot, 8, wide)))
+      if (unlikely (!slot_is_zero_shape (p, slot, 8, width)))
         return 0;
       slot_canary_shape (p, size, slot, 2);
     }
@@ -327,6 +327,8 @@ slot_give_small (const struct ma_unit *unit, char *p, size_t size)
 {
   if (unlikely (!slot_intact_shape (p, size, unit->slot, 2)))
     return 0;
+  /* The unit is read again: what is kept of it takes registers that would have to be saved. */
+  __asm__ volatile ("" : : : "memory");
   if (unit->group == MA_UP_TO_48)
     slot_wipe_48 (p, unit->slot);
   else
@@ -349,6 +351,77 @@ slot_give (const struct ma_unit *unit, char *p, size_t size)
     slot_wipe_shape (p, slot, 8);
   return 1;
 }
+
+#ifdef MA_WIDE
+/* ---- slots of 64 to 512 bytes, whatever their group: for CPUs with vectors of 64 bytes ---- */
+
+typedef long long ma_v64 __attribute__ ((vector_size (64), aligned (16), may_alias));
+
+/* Where the second to seventh of eight vectors lies, in words; the eighth is at the end. */
+static inline uint8_t
+slot_step (unsigned i, size_t slot)
+{
+  return (uint8_t)((64 * i < slot - 64 ? 64 * i : slot - 64) / 8);
+}
+
+/* Which of the last 64 bytes are after the block. */
+static inline uint64_t
+slot_rest (size_t size, size_t slot)
+{
+  return UINT64_MAX << (size - (slot - 64));
+}
+
+/* As slot_take and slot_give below. The canary is looked at in one vector: where sizes are mixed nobody
+ * has just written there. */
+MA_INLINE int
+slot_take_mixed (const struct ma_unit *unit, char *p, size_t size)
+{
+  ma_v64 *last = (ma_v64 *)(p + unit->slot - 64);
+  ma_v64 seen = *(const ma_v64 *)p | *last;
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; i++)
+    seen |= *(const ma_v64 *)(p + 8 * (size_t)unit->step[i]);
+  int is_none;
+  __asm__ ("vptestmq %1, %1, %%k1\n\t"
+           "kortestb %%k1, %%k1"
+           : "=@ccz"(is_none)
+           : "v"(seen)
+           : "k1");
+  if (unlikely (!is_none))
+    return 0;
+  ma_v64 canary = (long long)ma_sealed.canary + (ma_v64){ 0, 0, 0, 0, 0, 0, 0, 0 };
+  __asm__ ("kmovq %2, %%k1\n\t"
+           "vmovdqu8 %1, %0%{%%k1%}"
+           : "+m"(*last)
+           : "v"(canary), "r"(slot_rest (size, unit->slot))
+           : "k1");
+  return 1;
+}
+
+MA_INLINE int
+slot_give_mixed (const struct ma_unit *unit, char *p, size_t size)
+{
+  ma_v64 *last = (ma_v64 *)(p + unit->slot - 64);
+  ma_v64 canary = (long long)ma_sealed.canary + (ma_v64){ 0, 0, 0, 0, 0, 0, 0, 0 };
+  int is_intact;
+  __asm__ ("kmovq %3, %%k1\n\t"
+           "vpcmpneqb %1, %2, %%k1%{%%k1%}\n\t"
+           "kortestq %%k1, %%k1"
+           : "=@ccz"(is_intact)
+           : "m"(*last), "v"(canary), "r"(slot_rest (size, unit->slot))
+           : "k1");
+  if (unlikely (!is_intact))
+    return 0;
+  ma_v64 zero = { 0, 0, 0, 0, 0, 0, 0, 0 };
+  *(ma_v64 *)p = zero;
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; i++)
+    *(ma_v64 *)(p + 8 * (size_t)unit->step[i]) = zero;
+  *last = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
+  return 1;
+}
+#endif
 
 #undef AT
 #undef CONST_AT

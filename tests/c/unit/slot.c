@@ -1,0 +1,177 @@
+/* The bytes of a slot, by each of the ways that a CPU may take: what is given out is zero but for its
+ * canary, what is taken back is zero and next to it nothing has changed, and one byte that should not be
+ * there is seen, wherever it is. The library itself takes one way only on each machine. */
+#include "check.h"
+
+#include "slot.h"
+
+enum
+{
+  MARGIN = 64, /* more than any vector reaches beyond */
+  MOST = 512
+};
+
+union ma_sealed_page ma_sealed_page;
+const unsigned char ma_slot_masks[384] = { [192 ... 383] = 255 };
+
+static _Alignas (64) unsigned char memory[MARGIN + MOST + MARGIN];
+static unsigned char *const bytes = memory + MARGIN;
+static struct ma_unit unit;
+
+struct way
+{
+  const char *name;
+  int (*take) (const struct ma_unit *, char *, size_t);
+  int (*give) (const struct ma_unit *, char *, size_t);
+  size_t least;   /* slot */
+  size_t longest; /* canary */
+};
+
+#define WAY(width, target)                                                                         \
+  target static int take_##width (const struct ma_unit *u, char *p, size_t size)                   \
+  {                                                                                                \
+    return slot_take (u, p, size, width);                                                          \
+  }                                                                                                \
+  target static int give_##width (const struct ma_unit *u, char *p, size_t size)                   \
+  {                                                                                                \
+    return u->group <= MA_UP_TO_144 ? slot_give_small (u, p, size) : slot_give (u, p, size);       \
+  }
+
+WAY (16, )
+#ifdef MA_WIDE
+#define TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
+#define TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
+WAY (32, TARGET_32)
+WAY (64, TARGET_64)
+TARGET_64 static int
+take_mixed (const struct ma_unit *u, char *p, size_t size)
+{
+  return slot_take_mixed (u, p, size);
+}
+TARGET_64 static int
+give_mixed (const struct ma_unit *u, char *p, size_t size)
+{
+  return slot_give_mixed (u, p, size);
+}
+#endif
+
+static int
+take_long (const struct ma_unit *u, char *p, size_t size)
+{
+  if (!ma_is_zero (p, u->slot))
+    return 0;
+  slot_canary_long (p, size, u->slot);
+  return 1;
+}
+
+static int
+give_long (const struct ma_unit *u, char *p, size_t size)
+{
+  if (!slot_intact_long (p, size, u->slot))
+    return 0;
+  ma_wipe_inline (p, u->slot);
+  return 1;
+}
+
+/* Not by what slot.h says a canary is. */
+static int
+is_canary (size_t from, size_t to)
+{
+  for (size_t at = from; at < to; at++)
+    if (bytes[at] != (unsigned char)(ma_sealed.canary >> at % 8 * 8))
+      return 0;
+  return 1;
+}
+
+static int
+is_around (int byte, size_t slot)
+{
+  return check_all (memory, byte, MARGIN) && check_all (bytes + slot, byte, MARGIN);
+}
+
+static void
+look (const struct way *way, size_t size)
+{
+  size_t slot = unit.slot;
+  char *p = (char *)bytes;
+#define SEEN(condition)                                                                            \
+  if (!(condition))                                                                                \
+  CHECK_FAIL ("%s, %zu bytes in a slot of %zu: not so: %s", way->name, size, slot, #condition)
+
+  memset (memory, 0xa5, sizeof memory);
+  memset (bytes, 0, slot);
+  SEEN (way->take (&unit, p, size));
+  SEEN (check_all (bytes, 0, size));
+  SEEN (is_canary (size, slot));
+  SEEN (is_around (0xa5, slot));
+  memset (bytes, 0x5a, size);
+  for (size_t at = size; at < slot; at++)
+    for (int bit = 1; bit < 256; bit *= 2)
+      {
+        bytes[at] ^= (unsigned char)bit;
+        SEEN (!way->give (&unit, p, size));
+        bytes[at] ^= (unsigned char)bit;
+      }
+  SEEN (check_all (bytes, 0x5a, size) && is_canary (size, slot));
+  SEEN (way->give (&unit, p, size));
+  SEEN (check_all (bytes, 0, slot));
+  SEEN (is_around (0xa5, slot));
+  for (size_t at = 0; at < slot; at++)
+    {
+      bytes[at] = (unsigned char)(1u << at % 8);
+      SEEN (!way->take (&unit, p, size));
+      bytes[at] = 0;
+      SEEN (check_all (bytes, 0, slot));
+    }
+}
+
+static void
+look_all (const struct way *way)
+{
+  for (unsigned class = 0; class < MA_CLASSES && ma_class_slot[class] <= MOST; class++)
+    {
+      size_t slot = ma_class_slot[class];
+      if (slot < way->least)
+        continue;
+      unit.slot = (uint16_t)slot;
+      unit.group = (uint8_t)ma_slot_group (slot);
+      for (unsigned i = 0; i < 3; i++)
+        unit.stroke[i] = slot_stroke (i + 1, slot);
+#ifdef MA_WIDE
+      for (unsigned i = 0; i < 6; i++)
+        unit.step[i] = slot_step (i + 1, slot);
+#endif
+      size_t longest = way->longest != 0 ? way->longest : slot_covered (unit.group);
+      size_t least = slot > longest ? slot - longest : 0;
+      for (size_t size = least; size <= slot - MA_CANARY; size++)
+        if (ma_class_of (size) == class || way->longest != 0)
+          look (way, size);
+    }
+  printf ("%s\n", way->name);
+}
+
+int
+main (void)
+{
+  ma_sealed.canary = 0x8182848890a0c0ffu;
+  look_all (&(struct way){ "16 bytes", take_16, give_16, 0, 0 });
+  look_all (&(struct way){ "any canary", take_long, give_long, 0, MOST });
+#ifdef MA_WIDE
+  __builtin_cpu_init ();
+  if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
+    {
+      puts ("left out: vectors of 32 bytes, which this CPU has not");
+      return 0;
+    }
+  look_all (&(struct way){ "32 bytes", take_32, give_32, 0, 0 });
+  if (!__builtin_cpu_supports ("avx512bw") || !__builtin_cpu_supports ("avx512dq")
+      || !__builtin_cpu_supports ("avx512vl"))
+    {
+      puts ("left out: vectors of 64 bytes, which this CPU has not");
+      return 0;
+    }
+  look_all (&(struct way){ "64 bytes", take_64, give_64, 0, 0 });
+  look_all (&(struct way){ "mixed sizes", take_mixed, give_mixed, 64, 64 });
+#endif
+  return 0;
+}
