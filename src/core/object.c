@@ -112,36 +112,51 @@ is_foreign (const struct ma_unit *unit, const char *p, uint64_t product, uint64_
          || unlikely (atomic_load_explicit (&unit->local->owner, memory_order_relaxed) != ma_self);
 }
 
-/* Slots of more than 128 bytes, and whatever else is special. While others have freed objects of the
- * slab, FREE does not know all that are free; nor does it of those on pages that are given back. */
+/* A slot that is wiped. */
+MA_INLINE void
+push (struct ma_unit *unit, unsigned slot, size_t bytes)
+{
+  struct ma_local *local = unit->local;
+  size_t live = local->live_bytes - bytes;
+  local->live_bytes = live;
+  unsigned at = slot / 64;
+  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
+  unit->hint = (uint8_t)at;
+  if (unlikely (live < local->low_water) || unlikely (unit->is_full))
+    ma_slab_tidy (local, unit);
+}
+
+/* Slots of more than 128 bytes. */
 static __attribute__ ((noinline)) MA_CLONED void
-free_any (struct ma_unit *unit, char *p)
+free_larger (struct ma_unit *unit, char *p, unsigned slot, size_t bytes)
+{
+  if (bytes <= 192)
+    slot_wipe_strokes (p, bytes, 3);
+  else if (bytes <= 256)
+    slot_wipe_strokes (p, bytes, 4);
+  else if (bytes <= 384)
+    slot_wipe_strokes (p, bytes, 6);
+  else
+    slot_wipe_strokes (p, bytes, 8);
+  push (unit, slot, bytes);
+}
+
+/* Whatever is special. While others have freed objects of the slab, FREE does not know all that are free;
+ * nor does it of those on pages that are given back. */
+static __attribute__ ((noinline)) void
+free_special (struct ma_unit *unit, char *p)
 {
   uint64_t product = product_of (unit, p);
   unsigned slot = (unsigned)(product >> 32);
-  unsigned at = slot / 64;
   if (unit->kind != MA_UNIT_DENSE || unit->is_block
       || atomic_load_explicit (&unit->queued, memory_order_relaxed)
-      || is_foreign (unit, p, product, unit->free[at]) || is_away (unit, slot))
+      || is_foreign (unit, p, product, unit->free[slot / 64]) || is_away (unit, slot))
     {
       ma_block_free (p);
       return;
     }
-  size_t bytes = unit->slot;
-  if (bytes <= 64)
-    slot_wipe_strokes (p, bytes, 1);
-  else if (bytes <= 128)
-    slot_wipe_strokes (p, bytes, 2);
-  else if (bytes <= 256)
-    slot_wipe_strokes (p, bytes, 4);
-  else
-    slot_wipe_strokes (p, bytes, 8);
-  struct ma_local *local = unit->local;
-  local->live_bytes -= bytes;
-  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
-  unit->hint = (uint8_t)at;
-  if (unlikely (unit->is_full || local->live_bytes < local->low_water))
-    ma_slab_tidy (local, unit);
+  ma_wipe_inline (p, unit->slot);
+  push (unit, slot, unit->slot);
 }
 
 MA_CLONED void
@@ -154,11 +169,16 @@ ma_object_free (void *p)
   uint64_t free = unit->free[at];
   if (unlikely (unit->is_special != 0) || is_foreign (unit, p, product, free))
     {
-      free_any (unit, p);
+      free_special (unit, p);
+      return;
+    }
+  size_t bytes = unit->slot;
+  if (bytes > 128)
+    {
+      free_larger (unit, p, slot, bytes);
       return;
     }
   struct ma_local *local = unit->local;
-  size_t bytes = unit->slot;
   size_t live = local->live_bytes - bytes;
   if (bytes <= 64)
     slot_wipe_strokes (p, bytes, 1);

@@ -94,7 +94,6 @@ struct ma_unit
       uint16_t away;          /* bit by page: given back to the kernel, with all its slots */
       _Atomic uint8_t queued; /* in its local arena's queue of remote frees */
       uint8_t is_full;        /* neither in its class's list nor current */
-      uint8_t is_larger;      /* slots of more than 128 bytes */
       uint8_t is_block;       /* anything but a slab of objects */
     };
     uint64_t is_special; /* any of these: not for the fast path of objects */

@@ -228,7 +228,6 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->class = (uint8_t)class;
   unit->slot = ma_class_slot[ma_class_of_slab (class)];
   unit->is_block = !is_object (unit);
-  unit->is_larger = unit->slot > 128;
   /* For any address of the unit, its guard page included. */
   size_t slots = ma_slots_in (MA_UNIT_PAGES, unit->slot) + 1;
   unit->sizes = ma_region_sizes (unit, slots < MA_SLOTS ? slots : MA_SLOTS);

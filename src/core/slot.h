@@ -239,8 +239,8 @@ slot_intact_shape (const char *p, size_t size, size_t slot, int words)
   return damage == 0;
 }
 
-/* An object's slot, up to 512 bytes, is wiped by this many vectors from each end: 1 up to 64, 2 up to
- * 128, 4, 8. */
+/* An object's slot, up to 512 bytes, is wiped by this many vectors from each end, which is 64 bytes for
+ * each of them. */
 MA_INLINE void
 slot_wipe_strokes (char *p, size_t slot, int strokes)
 {
