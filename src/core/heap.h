@@ -63,6 +63,14 @@ struct malloc_arena
   struct ma_unit *larges; /* all large ranges, live or warm */
 };
 
+/* Where objects of a size are taken from: a word of free bits in their class's current slab. */
+struct ma_spot
+{
+  uint64_t *word; /* of ma_no_slab until one is looked for */
+  char *start;    /* of the word's first slot */
+  size_t slot;    /* bytes */
+} __attribute__ ((aligned (32)));
+
 struct ma_local
 {
   _Atomic (struct ma_thread *) owner;
@@ -82,8 +90,9 @@ struct ma_local
   size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */
   size_t present;     /* pages of slabs that are not given back */
   size_t low_water;   /* fewer live bytes lead to a look for pages that nobody uses */
-  struct ma_unit *current[MA_SLAB_CLASSES]; /* ma_no_slab where there is none */
-  struct ma_unit *partial[MA_SLAB_CLASSES]; /* others with room */
+  struct ma_unit *current[MA_SLAB_CLASSES];      /* ma_no_slab where there is none */
+  struct ma_unit *partial[MA_SLAB_CLASSES];      /* others with room */
+  struct ma_spot spots[MA_OBJECT_MOST / 16 + 1]; /* by sixteenths of an object's size */
   /* Units: in use they are found through the heaps; idle ones are listed. */
   struct ma_unit *idle;
   struct ma_unit *heaps;

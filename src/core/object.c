@@ -40,26 +40,40 @@ alloc_block (struct ma_local *local, size_t size)
   return likely (p != NULL) ? p : refused (local);
 }
 
-/* The slab of the class, its hint on a word with a free slot. */
-static __attribute__ ((noinline)) struct ma_unit *
-find_room (struct ma_local *local, unsigned class)
+/* Puts the size's spot on the first word with a free slot in its slab, or in the next slab if this one has
+ * none; 0 if none can be had. The first, so that what lives stays together, and not the one that was
+ * freed in last: two that take turns would have this looked for at each of them. */
+static int
+find_spot (struct ma_local *local, size_t size)
 {
+  unsigned class = ma_class_of_object (size);
   struct ma_unit *unit = local->current[class];
-  for (unsigned at = unit->hint + 1u; at * 64 < unit->avail; at++)
-    if (unit->free[at])
-      {
-        unit->hint = (uint8_t)at;
-        return unit;
-      }
-  return ma_slab_refill (local, class);
+  uint32_t rooms = unit->rooms;
+  while (rooms != 0 && unit->free[__builtin_ctz (rooms)] == 0)
+    rooms &= rooms - 1;
+  unsigned at;
+  if (rooms != 0)
+    at = (unsigned)__builtin_ctz (rooms);
+  else
+    {
+      unit = ma_slab_refill (local, class);
+      if (unit == NULL)
+        return 0;
+      at = unit->hint;
+      rooms = UINT32_MAX;
+    }
+  unit->rooms = rooms;
+  struct ma_spot *spot = &local->spots[(size + 15) / 16];
+  spot->word = &unit->free[at];
+  spot->start = unit->base + (size_t)at * 64 * unit->slot;
+  spot->slot = unit->slot;
+  return 1;
 }
 
 static __attribute__ ((noinline)) void *
 alloc_elsewhere (struct ma_local *local, size_t size)
 {
-  if (find_room (local, ma_class_of_object (size)) == NULL)
-    return refused (local);
-  return ma_object_alloc (local, size);
+  return find_spot (local, size) ? ma_object_alloc (local, size) : refused (local);
 }
 
 MA_CLONED void *
@@ -67,19 +81,17 @@ ma_object_alloc (struct ma_local *local, size_t size)
 {
   if (unlikely (size >= local->object_threshold))
     return alloc_block (local, size);
-  struct ma_unit *unit = local->current[ma_class_of_object (size)];
-  unsigned at = unit->hint;
-  uint64_t free = unit->free[at];
+  const struct ma_spot *spot = &local->spots[(size + 15) / 16];
+  uint64_t free = *spot->word;
   if (unlikely (free == 0))
     return alloc_elsewhere (local, size);
-  unsigned slot = at * 64 + (unsigned)__builtin_ctzl (free);
-  size_t bytes = unit->slot;
-  __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
+  size_t bytes = spot->slot;
+  __atomic_store_n (spot->word, free & (free - 1), __ATOMIC_RELAXED);
   size_t live = local->live_bytes + bytes;
   local->live_bytes = live;
   if (unlikely (live > local->peak_bytes))
     local->peak_bytes = live;
-  return unit->base + slot * bytes;
+  return spot->start + (size_t)__builtin_ctzl (free) * bytes;
 }
 
 void *
@@ -112,7 +124,16 @@ is_foreign (const struct ma_unit *unit, const char *p, uint64_t product, uint64_
          || unlikely (atomic_load_explicit (&unit->local->owner, memory_order_relaxed) != ma_self);
 }
 
-/* A slot that is wiped. */
+/* Gives a slot that is wiped back to its word AT, which is FREE. */
+MA_INLINE void
+set_free (struct ma_unit *unit, unsigned slot, unsigned at, uint64_t free)
+{
+  __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
+  if (free == 0)
+    unit->rooms |= 1u << at;
+}
+
+/* The same, with the accounts. */
 MA_INLINE void
 push (struct ma_unit *unit, unsigned slot, size_t bytes)
 {
@@ -120,8 +141,7 @@ push (struct ma_unit *unit, unsigned slot, size_t bytes)
   size_t live = local->live_bytes - bytes;
   local->live_bytes = live;
   unsigned at = slot / 64;
-  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
-  unit->hint = (uint8_t)at;
+  set_free (unit, slot, at, unit->free[at]);
   if (unlikely (live < local->low_water) || unlikely (unit->is_full))
     ma_slab_tidy (local, unit);
 }
@@ -185,8 +205,7 @@ ma_object_free (void *p)
   else
     slot_wipe_strokes (p, bytes, 2);
   local->live_bytes = live;
-  __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
-  unit->hint = (uint8_t)at;
+  set_free (unit, slot, at, free);
   if (unlikely (live < local->low_water))
     ma_slab_tidy (local, unit);
 }

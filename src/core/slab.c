@@ -80,6 +80,16 @@ ma_slab_has_object (const struct ma_unit *unit, unsigned slot)
   return slot < unit->avail && !(freed & bit_of (slot)) && !is_away (unit, slot);
 }
 
+/* Spots are in the current slab: a former one may be closed. */
+static void
+set_current (struct ma_local *local, unsigned class, struct ma_unit *unit)
+{
+  local->current[class] = unit;
+  for (size_t i = 0; i <= MA_OBJECT_MOST / 16; i++)
+    if (ma_class_of_object (16 * i) == class)
+      local->spots[i].word = ma_no_slab.free;
+}
+
 static void
 list (struct ma_local *local, struct ma_unit *unit)
 {
@@ -310,7 +320,7 @@ give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
           continue;
         }
       if (is_current)
-        local->current[unit->class] = &ma_no_slab;
+        set_current (local, unit->class, &ma_no_slab);
       else if (!unit->is_full)
         unlist (local, unit);
       close_slab (local, unit);
@@ -380,7 +390,7 @@ ma_slab_begin (struct ma_local *local)
     bytes = arena->limit / WARM_SHARE / 4;
   local->warm_most = bytes >> MA_PAGE_SHIFT;
   for (unsigned class = 0; class < MA_SLAB_CLASSES; class++)
-    local->current[class] = &ma_no_slab;
+    set_current (local, class, &ma_no_slab);
 }
 
 /* Threads must not find what may be locked spent on what others do not use. */
@@ -468,14 +478,15 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
       if (other == NULL)
         break;
       unlist (local, other);
-      local->current[class] = unit = other;
+      unit = other;
+      set_current (local, class, unit);
     }
-  local->current[class] = &ma_no_slab;
+  set_current (local, class, &ma_no_slab);
   unit = open_slab (local, class, refused);
   if (unit)
     {
       unit->is_full = 0;
-      local->current[class] = unit;
+      set_current (local, class, unit);
     }
   return unit;
 }
