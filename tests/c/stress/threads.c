@@ -1,5 +1,5 @@
-/* Threads allocate, resize, check, hand to each other and free, in several arenas at once, while one
- * forks children that go on by themselves. Seed and seconds by argument: threads [SEED [SECONDS]]. */
+/* Threads allocate, resize, check, hand to each other and free blocks and objects, in several arenas at
+ * once, while one forks children that go on by themselves. Seed and seconds by argument: threads [SEED [SECONDS]]. */
 #include "check.h"
 
 #include <malloc.h>
@@ -18,6 +18,7 @@ struct block
   unsigned char *p;
   size_t size;
   unsigned char byte;
+  bool is_object; /* or was one, before it was resized */
 };
 
 static malloc_arena *arenas[ARENAS]; /* the last is NULL: the ordinary malloc */
@@ -57,8 +58,9 @@ make (struct block *b, uint64_t *state, unsigned choice)
   malloc_arena *arena = arenas[check_random (state) % choice];
   b->size = some_size (state);
   size_t alignment = (size_t)16 << check_random (state) % 6;
+  b->is_object = false;
   malloc_arena_enter (arena);
-  switch (check_random (state) % 6)
+  switch (check_random (state) % 8)
     {
     case 0:
       b->p = calloc (1, b->size);
@@ -69,6 +71,16 @@ make (struct block *b, uint64_t *state, unsigned choice)
       CHECK ((uintptr_t)b->p % alignment == 0);
       break;
     case 2:
+    case 3:
+      if (arena != NULL)
+        {
+          b->p = ma_object_alloc (ma_local_of (arena), b->size);
+          b->is_object = true;
+          CHECK (arena == arenas[2] || b->p == NULL || check_all (b->p, 0, b->size));
+          break;
+        }
+      /* fall through */
+    case 4:
       if (arena != NULL)
         {
           b->p = malloc_arena (arena, malloc, b->size);
@@ -88,7 +100,10 @@ drop (struct block *b)
   if (b->p == NULL)
     return;
   verify (b);
-  free (b->p);
+  if (b->is_object && b->byte & 1)
+    ma_object_free (b->p);
+  else
+    free (b->p);
   b->p = NULL;
 }
 
@@ -106,7 +121,8 @@ one_step (struct block *mine, uint64_t *state)
       verify (b);
       malloc_arena *home = malloc_arena_of (b->p);
       size_t size = some_size (state) + 1;
-      unsigned char *p = realloc (b->p, size);
+      unsigned char *p
+          = b->is_object && b->byte & 1 ? ma_object_resize (b->p, size) : realloc (b->p, size);
       CHECK (p != NULL && malloc_arena_of (p) == home);
       b->p = p;
       b->size = size < b->size ? size : b->size;
@@ -128,7 +144,9 @@ one_step (struct block *mine, uint64_t *state)
   else
     {
       verify (b);
-      if (malloc_arena_of (b->p) != NULL)
+      if (b->is_object)
+        CHECK (malloc_usable_size (b->p) >= b->size);
+      else if (malloc_arena_of (b->p) != NULL)
         CHECK_EQUAL (malloc_usable_size (b->p), b->size);
     }
 }
