@@ -63,8 +63,7 @@ live_size (const struct ma_unit *unit, const char *p, unsigned slot)
 {
   if (is_object (unit))
     {
-      if (slot >= unit->avail || p != unit->base + (size_t)slot * unit->slot
-          || !ma_slab_has_object (unit, slot))
+      if (p != unit->base + (size_t)slot * unit->slot || !ma_slab_has_object (unit, slot))
         crime (unit, p, slot);
       return unit->slot;
     }

@@ -114,20 +114,25 @@ product_of (const struct ma_unit *unit, const void *p)
   return (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
 }
 
-/* Anything else than an object that lives here and is this thread's, crimes among it. */
+/* Whether P is an object that lives, and this thread's; then *FREE is its word. In this order: what the
+ * owner writes nobody else reads. */
 MA_INLINE int
-is_foreign (const struct ma_unit *unit, const char *p, uint64_t product, uint64_t free)
+is_mine (const struct ma_unit *unit, const char *p, uint64_t product, uint64_t *free)
 {
   unsigned slot = (unsigned)(product >> 32);
-  return unlikely (!is_start (unit, product, p)) || unlikely (slot >= unit->avail)
-         || unlikely (free >> (slot & 63) & 1)
-         || unlikely (atomic_load_explicit (&unit->local->owner, memory_order_relaxed) != ma_self);
+  if (unlikely (!is_start (unit, product, p))
+      || unlikely (atomic_load_explicit (&unit->local->owner, memory_order_relaxed) != ma_self)
+      || unlikely (slot >= unit->avail))
+    return 0;
+  *free = unit->free[slot / 64];
+  return likely (!(*free >> (slot & 63) & 1));
 }
 
-/* Gives a slot that is wiped back to its word AT, which is FREE. */
+/* Gives a slot that is wiped back to its word, which is FREE. */
 MA_INLINE void
-set_free (struct ma_unit *unit, unsigned slot, unsigned at, uint64_t free)
+set_free (struct ma_unit *unit, unsigned slot, uint64_t free)
 {
+  unsigned at = slot / 64;
   __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
   if (free == 0)
     unit->rooms |= 1u << at;
@@ -140,8 +145,7 @@ push (struct ma_unit *unit, unsigned slot, size_t bytes)
   struct ma_local *local = unit->local;
   size_t live = local->live_bytes - bytes;
   local->live_bytes = live;
-  unsigned at = slot / 64;
-  set_free (unit, slot, at, unit->free[at]);
+  set_free (unit, slot, unit->free[slot / 64]);
   if (unlikely (live < local->low_water) || unlikely (unit->is_full))
     ma_slab_tidy (local, unit);
 }
@@ -168,9 +172,10 @@ free_special (struct ma_unit *unit, char *p)
 {
   uint64_t product = product_of (unit, p);
   unsigned slot = (unsigned)(product >> 32);
+  uint64_t free;
   if (unit->kind != MA_UNIT_DENSE || unit->is_block
       || atomic_load_explicit (&unit->queued, memory_order_relaxed)
-      || is_foreign (unit, p, product, unit->free[slot / 64]) || is_away (unit, slot))
+      || !is_mine (unit, p, product, &free) || is_away (unit, slot))
     {
       ma_block_free (p);
       return;
@@ -185,9 +190,9 @@ ma_object_free (void *p)
   struct ma_unit *unit = ma_unit_of (p);
   uint64_t product = product_of (unit, p);
   unsigned slot = (unsigned)(product >> 32);
-  unsigned at = slot / 64;
-  uint64_t free = unit->free[at];
-  if (unlikely (unit->is_special != 0) || is_foreign (unit, p, product, free))
+  uint64_t free;
+  if (unlikely (__atomic_load_n (&unit->is_special, __ATOMIC_RELAXED) != 0)
+      || !is_mine (unit, p, product, &free))
     {
       free_special (unit, p);
       return;
@@ -205,7 +210,7 @@ ma_object_free (void *p)
   else
     slot_wipe_strokes (p, bytes, 2);
   local->live_bytes = live;
-  set_free (unit, slot, at, free);
+  set_free (unit, slot, free);
   if (unlikely (live < local->low_water))
     ma_slab_tidy (local, unit);
 }
@@ -218,10 +223,11 @@ resize_here (const struct ma_unit *unit, char *p, size_t size)
 {
   uint64_t product = product_of (unit, p);
   unsigned slot = (unsigned)(product >> 32);
+  uint64_t free;
   if (unit->kind != MA_UNIT_DENSE || unit->is_block
       || atomic_load_explicit (&unit->queued, memory_order_relaxed)
-      || is_foreign (unit, p, product, unit->free[slot / 64]) || is_away (unit, slot)
-      || size > unit->slot || size < unit->slot / 4u)
+      || !is_mine (unit, p, product, &free) || is_away (unit, slot) || size > unit->slot
+      || size < unit->slot / 4u)
     return 0;
   if (size < unit->slot)
     ma_wipe_inline (p + size, unit->slot - size);

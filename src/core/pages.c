@@ -24,6 +24,13 @@ ma_pages_set_free (struct ma_unit *unit, unsigned first, unsigned end, int is_fr
     }
 }
 
+/* Atomic, as another thread may be freeing an object of the slab. */
+static void
+set_away (struct ma_unit *unit, unsigned pages)
+{
+  __atomic_store_n (&unit->away, (uint16_t)pages, __ATOMIC_RELAXED);
+}
+
 /* Whether no live slot touches the page. One that also touches a page that is away is free, though
  * its bit is not set. */
 static int
@@ -78,7 +85,7 @@ ma_pages_discard (struct ma_unit *unit, uint16_t pages)
     unsigned end;
     slots_of_pages (unit, from, to, &first, &end);
     ma_pages_set_free (unit, first, end, 0);
-    unit->away |= page_bits (from, to);
+    set_away (unit, unit->away | page_bits (from, to));
     unit->local->present -= to - from;
     /* Locked memory counts against the lock limit also where no page is present. */
     if (unit->local->is_plain)
@@ -99,7 +106,7 @@ ma_pages_recall (struct ma_unit *unit)
     return 0;
   if (!ma_pages_are_vast (unit))
     os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
-  unit->away &= (uint16_t)~pages;
+  set_away (unit, unit->away & ~(unsigned)pages);
   unit->local->present += ma_page_count (pages);
   for (; pages >> page; page++)
     if (pages >> page & 1)

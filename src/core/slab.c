@@ -75,9 +75,11 @@ extend (struct ma_local *local, struct ma_unit *unit)
 int
 ma_slab_has_object (const struct ma_unit *unit, unsigned slot)
 {
-  uint64_t freed = unit->free[slot / 64]
+  if (slot >= __atomic_load_n (&unit->avail, __ATOMIC_RELAXED) || is_away (unit, slot))
+    return 0;
+  uint64_t freed = __atomic_load_n (&unit->free[slot / 64], __ATOMIC_RELAXED)
                    | atomic_load_explicit (&unit->remote[slot / 64], memory_order_acquire);
-  return slot < unit->avail && !(freed & bit_of (slot)) && !is_away (unit, slot);
+  return !(freed & bit_of (slot));
 }
 
 /* Spots are in the current slab: a former one may be closed. */
@@ -94,7 +96,7 @@ static void
 list (struct ma_local *local, struct ma_unit *unit)
 {
   struct ma_unit **head = &local->partial[unit->class];
-  unit->is_full = 0;
+  __atomic_store_n (&unit->is_full, 0, __ATOMIC_RELAXED);
   unit->previous = NULL;
   unit->next = *head;
   if (*head)
@@ -474,7 +476,7 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
         }
       struct ma_unit *other = local->partial[class];
       if (unit != &ma_no_slab) /* which all threads share */
-        unit->is_full = 1;
+        __atomic_store_n (&unit->is_full, 1, __ATOMIC_RELAXED);
       if (other == NULL)
         break;
       unlist (local, other);

@@ -58,7 +58,7 @@ static inline int
 is_away (const struct ma_unit *unit, unsigned slot)
 {
   size_t offset = (size_t)slot * unit->slot;
-  return (unit->away
+  return (__atomic_load_n (&unit->away, __ATOMIC_RELAXED)
           & page_bits ((unsigned)(offset >> MA_PAGE_SHIFT),
                        (unsigned)((offset + unit->slot - 1) >> MA_PAGE_SHIFT) + 1))
          != 0;
