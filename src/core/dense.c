@@ -70,7 +70,7 @@ live_size (const struct ma_unit *unit, const char *p, unsigned slot)
   unsigned size = UINT16_MAX;
   if (slot < __atomic_load_n (&unit->avail, __ATOMIC_RELAXED))
     size = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED) - 1u;
-  if (p != pointer_of (unit, slot) || size > (unsigned)(unit->slot - unit->rest))
+  if (size > (unsigned)(unit->slot - unit->rest) || p != pointer_of (unit, slot))
     crime (unit, p, slot);
   return size;
 }
@@ -160,7 +160,7 @@ ma_dense_plain (struct ma_local *local, size_t size)
 typedef void *ma_take (struct ma_local *, char *, size_t, const struct ma_unit *);
 
 /* What is rare is a call in the last place: with one in the middle, every call would save registers
- * for it. MIXED: takes a slot of any group; where a class comes for the third time in a row, the branches on
+ * for it. MIXED: takes a slot of 64 to 512 bytes; where a class comes for the third time in a row, the branches on
  * its group are predicted, and vectors that lie on each other would wait for what was just wiped. */
 MA_INLINE void *
 alloc (struct ma_local *local, size_t size, int width, ma_take *mixed)
@@ -296,7 +296,7 @@ free_other (struct ma_unit *unit, char *p)
 
 typedef void ma_give (struct ma_unit *, char *, size_t, size_t);
 
-/* LARGER, MIXED: of larger groups, of any group, out of line: they take more registers than there are
+/* LARGER, MIXED: of more than 144 bytes, of 64 to 512 bytes, out of line: they take more registers than there are
  * for nothing. */
 MA_INLINE void
 free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
@@ -304,7 +304,7 @@ free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
   uint64_t product = (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
   size_t slot = product >> 32;
   /* Larger pages have more than the slots that are used. */
-  if (MA_PAGE_MOST != 4096 && unlikely (slot >= unit->avail))
+  if (MA_PAGE_MOST != 4096 && unlikely (slot >= __atomic_load_n (&unit->avail, __ATOMIC_RELAXED)))
     {
       free_other (unit, p);
       return;
@@ -375,8 +375,9 @@ width (void)
   __builtin_cpu_init ();
   if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
     return 16;
+  /* The last is none that is needed: CPUs before it lower their clock much for such vectors. */
   return __builtin_cpu_supports ("avx512bw") && __builtin_cpu_supports ("avx512dq")
-                 && __builtin_cpu_supports ("avx512vl")
+                 && __builtin_cpu_supports ("avx512vl") && __builtin_cpu_supports ("avx512vbmi2")
              ? 64
              : 32;
 }

@@ -82,10 +82,12 @@ struct ma_local
   int is_tagged;
   int is_wiped;
   int is_verified;
-  struct ma_unit *last; /* that a block was taken from, */
-  struct ma_unit *run;  /* and the one before it as well: else NULL, sizes are mixed */
   size_t live_bytes;
   size_t peak_bytes;
+  /* Slab that a block of more than 40 bytes was taken from last; and, if the one before it was as well, in
+   * RUN, else NULL. Other threads read that, which is no more than a hint. */
+  struct ma_unit *last;
+  struct ma_unit *run;
   size_t given_pages; /* since nothing lived last */
   size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */
   size_t present;     /* pages of slabs that are not given back */

@@ -88,9 +88,9 @@ ma_object_alloc (struct ma_local *local, size_t size)
   size_t bytes = spot->slot;
   __atomic_store_n (spot->word, free & (free - 1), __ATOMIC_RELAXED);
   size_t live = local->live_bytes + bytes;
-  local->live_bytes = live;
+  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   if (unlikely (live > local->peak_bytes))
-    local->peak_bytes = live;
+    __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
   return spot->start + (size_t)__builtin_ctzl (free) * bytes;
 }
 
@@ -114,15 +114,15 @@ product_of (const struct ma_unit *unit, const void *p)
   return (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
 }
 
-/* Whether P is an object that lives, and this thread's; then *FREE is its word. In this order: what the
- * owner writes nobody else reads. */
+/* Whether P is an object that lives, and this thread's; then *FREE is its word. In this order: a unit that
+ * never was a slab has no local arena, and what its owner writes nobody else reads. */
 MA_INLINE int
 is_mine (const struct ma_unit *unit, const char *p, uint64_t product, uint64_t *free)
 {
   unsigned slot = (unsigned)(product >> 32);
   if (unlikely (!is_start (unit, product, p))
-      || unlikely (atomic_load_explicit (&unit->local->owner, memory_order_relaxed) != ma_self)
-      || unlikely (slot >= unit->avail))
+      || unlikely (slot >= __atomic_load_n (&unit->avail, __ATOMIC_RELAXED))
+      || unlikely (atomic_load_explicit (&unit->local->owner, memory_order_relaxed) != ma_self))
     return 0;
   *free = unit->free[slot / 64];
   return likely (!(*free >> (slot & 63) & 1));
@@ -144,7 +144,7 @@ push (struct ma_unit *unit, unsigned slot, size_t bytes)
 {
   struct ma_local *local = unit->local;
   size_t live = local->live_bytes - bytes;
-  local->live_bytes = live;
+  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   set_free (unit, slot, unit->free[slot / 64]);
   if (unlikely (live < local->low_water) || unlikely (unit->is_full))
     ma_slab_tidy (local, unit);
@@ -209,7 +209,7 @@ ma_object_free (void *p)
     slot_wipe_strokes (p, bytes, 1);
   else
     slot_wipe_strokes (p, bytes, 2);
-  local->live_bytes = live;
+  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   set_free (unit, slot, free);
   if (unlikely (live < local->low_water))
     ma_slab_tidy (local, unit);

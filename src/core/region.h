@@ -99,8 +99,9 @@ struct ma_unit
     uint64_t is_special; /* any of these: not for the fast path of objects */
   };
   _Atomic uint8_t large; /* enum ma_large_state */
-  uint32_t rooms;        /* bit by word of FREE, of a slab of objects: may have one */
-  struct ma_unit *next;  /* class list, warm list */
+  uint32_t
+      rooms; /* bit by word of FREE, of objects: may have a free slot, or else is found later */
+  struct ma_unit *next; /* class list, warm list */
   struct ma_unit *previous;
   struct ma_unit *queue_next;
   struct ma_unit *heap_next; /* first units of a local arena's heaps; large blocks of an arena */

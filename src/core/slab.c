@@ -707,6 +707,9 @@ ma_slab_after_fork (struct ma_local *local)
   malloc_arena *arena = local->arena;
   /* A thread that is not here may have been between marking a slab as queued and queueing it. */
   atomic_store (&local->queue, NULL);
+  /* Or in the middle of writing a spot. */
+  for (unsigned class = MA_CLASSES; class < MA_SLAB_CLASSES; class++)
+    set_current (local, class, local->current[class]);
   struct ma_unit *heap = local->heaps;
   for (; heap; heap = heap->heap_next)
     for (uint32_t i = 0; i < heap->heap_units; i++)

@@ -596,6 +596,24 @@ check_child (void (*body) (void *), void *data)
   return check_wait (pid, -1);
 }
 
+/* The same, with what it wrote to standard error. */
+static inline struct check_outcome
+check_child_text (void (*body) (void *), void *data)
+{
+  int ends[2];
+  CHECK_EQUAL (pipe2 (ends, O_CLOEXEC), 0);
+  pid_t pid = fork ();
+  CHECK (pid >= 0);
+  if (pid == 0)
+    {
+      dup2 (ends[1], STDERR_FILENO);
+      body (data);
+      _exit (0);
+    }
+  close (ends[1]);
+  return check_wait (pid, ends[0]);
+}
+
 /* Takes away what lets root lock without limit, and sets the limit. */
 static inline void
 check_memlock (size_t limit)

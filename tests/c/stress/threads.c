@@ -1,5 +1,6 @@
 /* Threads allocate, resize, check, hand to each other and free blocks and objects, in several arenas at
- * once, while one forks children that go on by themselves. Seed and seconds by argument: threads [SEED [SECONDS]]. */
+ * once, while one forks children that go on by themselves. Seed and seconds by argument:
+ * threads [SEED [SECONDS]]. */
 #include "check.h"
 
 #include <malloc.h>
@@ -18,7 +19,7 @@ struct block
   unsigned char *p;
   size_t size;
   unsigned char byte;
-  bool is_object; /* or was one, before it was resized */
+  bool is_object; /* asked for as one: may be a block, where it is large or was resized */
 };
 
 static malloc_arena *arenas[ARENAS]; /* the last is NULL: the ordinary malloc */
@@ -165,13 +166,11 @@ worker (void *data)
   return NULL;
 }
 
-/* A child has one thread, and inherits blocks that others were just writing: it works on its own. */
-static void
-child (void *data)
+static void *
+child_worker (void *data)
 {
   uint64_t state = (uintptr_t)data;
   struct block mine[SLOTS] = { 0 };
-  alarm (120);
   for (unsigned i = 0; i < 2000; i++)
     {
       struct block *b = &mine[check_random (&state) % SLOTS];
@@ -183,6 +182,21 @@ child (void *data)
     }
   for (size_t i = 0; i < SLOTS; i++)
     drop (&mine[i]);
+  return NULL;
+}
+
+/* A child has one thread, and inherits blocks that others were just writing: it works on its own, and a
+ * thread that it starts with what a thread had that is not there any more. */
+static void
+child (void *data)
+{
+  alarm (120);
+  child_worker (data);
+  if (CHECK_SANITIZED)
+    return;
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, child_worker, data), 0);
+  pthread_join (thread, NULL);
 }
 
 int

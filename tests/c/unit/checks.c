@@ -1,6 +1,6 @@
 /* Blocks of a secure arena, size by size: a write past one, up to the last byte of its slot, ends the
- * process at the free, and a write into a freed one at the reuse. Alone, in a mix of sizes, and in a row of
- * its own size: the library takes different ways there. */
+ * process at the free, and a write into a freed one at the reuse. In a mix of sizes and in a row of one: the
+ * library takes different ways there. */
 #include "check.h"
 
 #include "sizeclass.h"
@@ -12,7 +12,6 @@ enum
 
 enum history
 {
-  ALONE,
   IN_A_MIX,
   IN_A_ROW,
   HISTORIES
@@ -25,71 +24,57 @@ static void
 happen (enum history history, size_t size)
 {
   for (int i = 0; i < ROW; i++)
-    if (history == IN_A_MIX)
-      free (check_hide (malloc (size + 100 + 40 * (size_t)i)));
-    else if (history == IN_A_ROW)
-      free (check_hide (malloc (size)));
+    free (check_hide (malloc (history == IN_A_ROW ? size : 100 + 40 * (size_t)i)));
 }
 
-/* How a child ends that does BODY: its signal, and its last line in TEXT. */
-static int
-end_of (void (*body) (size_t, size_t, enum history), size_t size, size_t at, enum history history,
-        char *text, size_t most)
+struct crime
 {
-  int tube[2];
-  CHECK_EQUAL (pipe (tube), 0);
-  pid_t child = fork ();
-  CHECK (child >= 0);
-  if (child == 0)
-    {
-      dup2 (tube[1], STDERR_FILENO);
-      body (size, at, history);
-      _exit (0);
-    }
-  close (tube[1]);
-  ssize_t n = read (tube[0], text, most - 1);
-  text[n > 0 ? n : 0] = 0;
-  close (tube[0]);
-  int status;
-  CHECK_EQUAL (waitpid (child, &status, 0), child);
-  return WIFSIGNALED (status) ? WTERMSIG (status) : 0;
-}
+  size_t size;
+  size_t at; /* the byte that is written */
+  enum history history;
+};
 
 static void
-overflow (size_t size, size_t at, enum history history)
+overflow (void *data)
 {
+  const struct crime *crime = data;
   malloc_arena_enter (arena);
-  happen (history, size);
-  unsigned char *p = check_hide (malloc (size));
-  p[at] ^= 1;
+  happen (crime->history, crime->size);
+  unsigned char *p = check_hide (malloc (crime->size));
+  p[crime->at] ^= 1;
   free (p);
 }
 
 static void
-use_after_free (size_t size, size_t at, enum history history)
+use_after_free (void *data)
 {
+  const struct crime *crime = data;
+  size_t size = crime->size;
   malloc_arena_enter (arena);
+  happen (crime->history, size);
   void *keep = check_hide (malloc (size));
   unsigned char *p = check_hide (malloc (size));
   free (p);
-  /* In a mix of sizes the slot that is free is taken by the last of them. */
-  if (history == IN_A_MIX)
-    free (check_hide (malloc (size > 200 ? 40 : 400)));
-  p[at] ^= 1;
+  if (crime->history == IN_A_MIX)
+    free (check_hide (malloc (size > 200 ? 100 : 400)));
+  p[crime->at] ^= 1;
   for (int i = 0; i < 4000; i++)
-    check_hide (malloc (size));
+    {
+      check_hide (malloc (size));
+      /* More than 40 bytes: those of the least slots are no part of a mix. */
+      if (crime->history == IN_A_MIX)
+        free (check_hide (malloc (size > 200 ? 100 : 400)));
+    }
   free (keep);
 }
 
 static void
-expect (void (*body) (size_t, size_t, enum history), size_t size, size_t at, enum history history,
-        const char *words)
+expect (void (*body) (void *), struct crime crime, const char *words)
 {
-  char text[256];
-  int signal = end_of (body, size, at, history, text, sizeof text);
-  if (signal != SIGABRT || strstr (text, words) == NULL)
-    CHECK_FAIL ("%zu bytes, byte %zu, history %d: signal %d, not \"%s\" but \"%s\"", size, at,
-                (int)history, signal, words, text);
+  struct check_outcome outcome = check_child_text (body, &crime);
+  if (outcome.signal != SIGABRT || strstr (outcome.text, words) == NULL)
+    CHECK_FAIL ("%zu bytes, byte %zu, history %d: signal %d, not \"%s\" but \"%s\"", crime.size,
+                crime.at, (int)crime.history, outcome.signal, words, outcome.text);
 }
 
 int
@@ -97,7 +82,6 @@ main (void)
 {
   arena = malloc_arena_get (HEAP_SECURE);
   CHECK (arena != NULL);
-  /* A child of its own stays what it was: its blocks are not of interest. */
   for (unsigned class = 0; class < MA_CLASSES && ma_class_slot[class] <= 2048; class++)
     {
       size_t slot = ma_class_slot[class];
@@ -108,11 +92,11 @@ main (void)
           {
             size_t size = sizes[i];
             CHECK_EQUAL (ma_class_of (size), class);
-            expect (overflow, size, size, history, "canary overwritten");
-            expect (overflow, size, slot - 1, history, "canary overwritten");
-            expect (use_after_free, size, 0, history, "use after wipe");
-            expect (use_after_free, size, size / 2, history, "use after wipe");
-            expect (use_after_free, size, slot - 1, history, "use after wipe");
+            expect (overflow, (struct crime){ size, size, history }, "canary overwritten");
+            expect (overflow, (struct crime){ size, slot - 1, history }, "canary overwritten");
+            expect (use_after_free, (struct crime){ size, 0, history }, "use after wipe");
+            expect (use_after_free, (struct crime){ size, size / 2, history }, "use after wipe");
+            expect (use_after_free, (struct crime){ size, slot - 1, history }, "use after wipe");
           }
     }
   return 0;

@@ -193,6 +193,93 @@ is_exhausted (void)
   CHECK_EQUAL (malloc_arena_delete (small), 0);
 }
 
+enum
+{
+  TURNS = 4,
+  LARGEST = 512,
+  A_SLAB = 15 * 4096 / LARGEST
+};
+
+static malloc_arena *kept;
+static _Atomic bool is_over;
+
+/* A slab's worth of objects, of which two that are far from each other come and go. */
+static void *
+take_turns (void *data)
+{
+  unsigned char *objects[A_SLAB];
+  for (size_t i = 0; i < A_SLAB; i++)
+    memset (objects[i] = object (kept, LARGEST), 0xa5, LARGEST);
+  while (!is_over)
+    for (size_t i = 0; i < 2; i++)
+      {
+        ma_object_free (objects[A_SLAB / 8]);
+        ma_object_free (objects[A_SLAB - 1]);
+        memset (objects[A_SLAB / 8] = object (kept, LARGEST), 0xa5, LARGEST);
+        memset (objects[A_SLAB - 1] = object (kept, LARGEST), 0xa5, LARGEST);
+      }
+  for (size_t i = 0; i < A_SLAB; i++)
+    ma_object_free (objects[i]);
+  return data;
+}
+
+static void *
+take_over (void *data)
+{
+  for (size_t i = 0; i < 4; i++)
+    {
+      unsigned char *p = object (kept, LARGEST);
+      CHECK (p != NULL && check_all (p, 0, LARGEST));
+      memset (p, 0x5a, LARGEST);
+    }
+  return data;
+}
+
+static void
+run_all (void *(*body) (void *), pthread_t *threads)
+{
+  for (size_t i = 0; i < TURNS; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, body, NULL), 0);
+}
+
+static void
+join_all (const pthread_t *threads)
+{
+  for (size_t i = 0; i < TURNS; i++)
+    pthread_join (threads[i], NULL);
+}
+
+static void
+go_on (void *data)
+{
+  pthread_t threads[TURNS];
+  (void)data;
+  run_all (take_over, threads);
+  join_all (threads);
+}
+
+/* What threads were in the middle of when another one forked is theirs who come after them in the child:
+ * they get nothing that lives. */
+static void
+is_taken_over (void)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .name = "kept" };
+  options.fork = MALLOC_ARENA_FORK_KEEP;
+  kept = malloc_arena_new (&options);
+  CHECK (kept != NULL);
+  pthread_t threads[TURNS];
+  run_all (take_turns, threads);
+  for (unsigned i = 0; i < 150; i++)
+    {
+      struct check_outcome outcome = check_child (go_on, NULL);
+      CHECK_EQUAL (outcome.exit_code, 0);
+    }
+  is_over = true;
+  join_all (threads);
+  CHECK_EQUAL (malloc_arena_delete (kept), 0);
+}
+
 int
 main (void)
 {
@@ -211,5 +298,7 @@ main (void)
   is_handed_over (secure);
   is_exhausted ();
   is_forked ();
+  if (!CHECK_SANITIZED) /* whose threads cannot be started in a child of several */
+    is_taken_over ();
   return 0;
 }

@@ -14,8 +14,8 @@ enum
 union ma_sealed_page ma_sealed_page;
 const unsigned char ma_slot_masks[384] = { [192 ... 383] = 255 };
 
-static _Alignas (64) unsigned char memory[MARGIN + MOST + MARGIN];
-static unsigned char *const bytes = memory + MARGIN;
+static _Alignas (64) unsigned char memory[MARGIN + 48 + MOST + MARGIN];
+static unsigned char *bytes; /* of the slot: at any multiple of 16 */
 static struct ma_unit unit;
 
 struct way
@@ -86,7 +86,8 @@ is_canary (size_t from, size_t to)
 static int
 is_around (int byte, size_t slot)
 {
-  return check_all (memory, byte, MARGIN) && check_all (bytes + slot, byte, MARGIN);
+  return check_all (memory, byte, (size_t)(bytes - memory))
+         && check_all (bytes + slot, byte, MARGIN);
 }
 
 static void
@@ -145,7 +146,10 @@ look_all (const struct way *way)
       size_t least = slot > longest ? slot - longest : 0;
       for (size_t size = least; size <= slot - MA_CANARY; size++)
         if (ma_class_of (size) == class || way->longest != 0)
-          look (way, size);
+          {
+            bytes = memory + MARGIN + size % 4 * 16;
+            look (way, size);
+          }
     }
   printf ("%s\n", way->name);
 }
