@@ -614,12 +614,8 @@ ma_large_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
       && !arena->is_plain && !unit->local->is_tagged)
     {
       resized (unit, size);
-      /* Canary no more. For a few bytes a call of memset would take longer. */
-      if (size >= before + 16)
-        ma_wipe_inline (unit->block + before, size - before);
-      else if (size > before)
-        for (volatile char *at = unit->block + before; at < unit->block + size; at++)
-          *at = 0;
+      if (size > before)
+        ma_wipe_inline (unit->block + before, size - before); /* canary no more */
       else
         place (unit, unit->block, size);
       return p;
