@@ -100,15 +100,6 @@ ma_dense_check (struct ma_unit *unit, const void *p)
 
 /* ---- alloc ---- */
 
-/* The counters are the owner's; others read them for statistics. */
-MA_INLINE void
-set_live (struct ma_local *local, size_t live)
-{
-  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
-  if (unlikely (live > local->peak_bytes))
-    __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
-}
-
 /* Takes the first slot of the word AT of UNIT, which is FREE and has one: read by the caller, who had to
  * look whether it has. */
 MA_INLINE size_t
@@ -117,7 +108,7 @@ pop (struct ma_local *local, struct ma_unit *unit, size_t size, size_t at, uint6
   size_t slot = at * 64 + (size_t)__builtin_ctzl (free);
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
-  set_live (local, local->live_bytes + size);
+  ma_set_live (local, local->live_bytes + size);
   return slot;
 }
 
@@ -160,8 +151,9 @@ ma_dense_plain (struct ma_local *local, size_t size)
 typedef void *ma_take (struct ma_local *, char *, size_t, const struct ma_unit *);
 
 /* What is rare is a call in the last place: with one in the middle, every call would save registers
- * for it. MIXED: takes a slot of 64 to 512 bytes; where a class comes for the third time in a row, the branches on
- * its group are predicted, and vectors that lie on each other would wait for what was just wiped. */
+ * for it. MIXED: takes a slot of 64 to 512 bytes; NULL: this CPU has no such way. Not where a slab's turn
+ * comes for the third time in a row: there the branches on its group are predicted, and vectors that lie
+ * on each other would wait for what was just wiped. */
 MA_INLINE void *
 alloc (struct ma_local *local, size_t size, int width, ma_take *mixed)
 {
@@ -198,11 +190,7 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
   if (unit->free[unit->hint] == 0 && (unit = ma_slab_refill (local, class)) == NULL)
     return NULL;
   char *p = pop_hint (local, unit, size);
-  if (local->is_verified && !ma_is_zero (p, unit->slot))
-    ma_fatal_block ("use after wipe", p, local->arena->name);
-  if (unit->rest != 0)
-    slot_canary_long (p, size, unit->slot);
-  return p;
+  return local->is_plain ? p : take_any (local, p, size, unit->slot);
 }
 
 #if MA_HAS_TAGS
@@ -296,8 +284,8 @@ free_other (struct ma_unit *unit, char *p)
 
 typedef void ma_give (struct ma_unit *, char *, size_t, size_t);
 
-/* LARGER, MIXED: of more than 144 bytes, of 64 to 512 bytes, out of line: they take more registers than there are
- * for nothing. */
+/* LARGER: for slots of more than 144 bytes. MIXED: of 64 to 512 bytes, or NULL, as for alloc. Out of line, as
+ * they take more registers than there are for nothing. */
 MA_INLINE void
 free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
 {
@@ -375,7 +363,7 @@ width (void)
   __builtin_cpu_init ();
   if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
     return 16;
-  /* The last is none that is needed: CPUs before it lower their clock much for such vectors. */
+  /* vbmi2 is not used: it tells the CPUs that do not lower their clock much for such vectors. */
   return __builtin_cpu_supports ("avx512bw") && __builtin_cpu_supports ("avx512dq")
                  && __builtin_cpu_supports ("avx512vl") && __builtin_cpu_supports ("avx512vbmi2")
              ? 64
@@ -434,7 +422,7 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
     ma_wipe_inline (bare + before, size - before);
   else if (!local->is_plain)
     slot_canary_long (bare, size, unit->slot);
-  set_live (local, local->live_bytes + size - before);
+  ma_set_live (local, local->live_bytes + size - before);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_memory (p, size);

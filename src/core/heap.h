@@ -4,8 +4,8 @@
  * arena's properties (ma_heap_open and its relatives), where the kernel's refusals are met.
  * Locks: arena->lock guards the arena's lists; local->lock guards a local arena's lists against
  * everyone but its owner's fast paths, which take no lock. Order: table, local, arena, region.
- * Invariant: a local arena has one owner at a time; only the owner touches current, the free bits and
- * the counters, or, while the owner is MA_NOBODY, whoever holds local->lock.
+ * Invariant: a local arena has one owner at a time; only the owner touches current, the spots, the free bits
+ * and the counters, or, while the owner is MA_NOBODY, whoever holds local->lock.
  */
 #ifndef MA_HEAP_H
 #define MA_HEAP_H
@@ -63,7 +63,8 @@ struct malloc_arena
   struct ma_unit *larges; /* all large ranges, live or warm */
 };
 
-/* Where objects of a size are taken from: a word of free bits in their class's current slab. */
+/* Where objects of a size are taken from: a word of free bits in their class's current slab, never in another
+ * one, which may be closed. Written without the lock: a forked child forgets it. */
 struct ma_spot
 {
   uint64_t *word; /* of ma_no_slab until one is looked for */
@@ -108,6 +109,15 @@ struct ma_local
   _Atomic (struct ma_unit *) queue __attribute__ ((aligned (128))); /* slabs with remote frees */
   _Atomic size_t remote_bytes; /* freed there and still counted in LIVE_BYTES */
 };
+
+/* The counters are the owner's; others read them for statistics. */
+static inline __attribute__ ((always_inline)) void
+ma_set_live (struct ma_local *local, size_t live)
+{
+  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
+  if (unlikely (live > local->peak_bytes))
+    __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
+}
 
 /* The owner of a local arena whose thread has ended. */
 extern MA_HIDDEN struct ma_thread ma_nobody;

@@ -87,10 +87,7 @@ ma_object_alloc (struct ma_local *local, size_t size)
     return alloc_elsewhere (local, size);
   size_t bytes = spot->slot;
   __atomic_store_n (spot->word, free & (free - 1), __ATOMIC_RELAXED);
-  size_t live = local->live_bytes + bytes;
-  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
-  if (unlikely (live > local->peak_bytes))
-    __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
+  ma_set_live (local, local->live_bytes + bytes);
   return spot->start + (size_t)__builtin_ctzl (free) * bytes;
 }
 
@@ -130,29 +127,22 @@ is_mine (const struct ma_unit *unit, const char *p, uint64_t product, uint64_t *
 
 /* Gives a slot that is wiped back to its word, which is FREE. */
 MA_INLINE void
-set_free (struct ma_unit *unit, unsigned slot, uint64_t free)
-{
-  unsigned at = slot / 64;
-  __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
-  if (free == 0)
-    unit->rooms |= 1u << at;
-}
-
-/* The same, with the accounts. */
-MA_INLINE void
-push (struct ma_unit *unit, unsigned slot, size_t bytes)
+push (struct ma_unit *unit, unsigned slot, size_t bytes, uint64_t free)
 {
   struct ma_local *local = unit->local;
   size_t live = local->live_bytes - bytes;
   __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
-  set_free (unit, slot, unit->free[slot / 64]);
-  if (unlikely (live < local->low_water) || unlikely (unit->is_full))
+  unsigned at = slot / 64;
+  __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
+  if (free == 0)
+    unit->rooms |= 1u << at;
+  if (unlikely (live < local->low_water))
     ma_slab_tidy (local, unit);
 }
 
 /* Slots of more than 128 bytes. */
 static __attribute__ ((noinline)) MA_CLONED void
-free_larger (struct ma_unit *unit, char *p, unsigned slot, size_t bytes)
+free_larger (struct ma_unit *unit, char *p, unsigned slot, size_t bytes, uint64_t free)
 {
   if (bytes <= 192)
     slot_wipe_strokes (p, bytes, 3);
@@ -162,7 +152,7 @@ free_larger (struct ma_unit *unit, char *p, unsigned slot, size_t bytes)
     slot_wipe_strokes (p, bytes, 6);
   else
     slot_wipe_strokes (p, bytes, 8);
-  push (unit, slot, bytes);
+  push (unit, slot, bytes, free);
 }
 
 /* Whatever is special. While others have freed objects of the slab, FREE does not know all that are free;
@@ -181,7 +171,10 @@ free_special (struct ma_unit *unit, char *p)
       return;
     }
   ma_wipe_inline (p, unit->slot);
-  push (unit, slot, unit->slot);
+  push (unit, slot, unit->slot, free);
+  /* A slab that was full has room again. */
+  if (unit->is_full)
+    ma_slab_tidy (unit->local, unit);
 }
 
 MA_CLONED void
@@ -200,19 +193,14 @@ ma_object_free (void *p)
   size_t bytes = unit->slot;
   if (bytes > 128)
     {
-      free_larger (unit, p, slot, bytes);
+      free_larger (unit, p, slot, bytes, free);
       return;
     }
-  struct ma_local *local = unit->local;
-  size_t live = local->live_bytes - bytes;
   if (bytes <= 64)
     slot_wipe_strokes (p, bytes, 1);
   else
     slot_wipe_strokes (p, bytes, 2);
-  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
-  set_free (unit, slot, free);
-  if (unlikely (live < local->low_water))
-    ma_slab_tidy (local, unit);
+  push (unit, slot, bytes, free);
 }
 
 /* ---- realloc ---- */

@@ -99,8 +99,9 @@ struct ma_unit
     uint64_t is_special; /* any of these: not for the fast path of objects */
   };
   _Atomic uint8_t large; /* enum ma_large_state */
-  uint32_t
-      rooms; /* bit by word of FREE, of objects: may have a free slot, or else is found later */
+  /* Of a slab of objects, bit by word of FREE: may have a free slot. One that has, and no bit, is found when
+   * none is left that has one. */
+  uint32_t rooms;
   struct ma_unit *next; /* class list, warm list */
   struct ma_unit *previous;
   struct ma_unit *queue_next;

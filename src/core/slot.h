@@ -254,7 +254,7 @@ slot_wipe_strokes (char *p, size_t slot, int strokes)
   __asm__ volatile ("" : : "m"(*(char (*)[512])p));
 }
 
-/* Any block in any slot. */
+/* Any block in any slot: there are at least 8 bytes after it. */
 MA_INLINE void
 slot_canary_long (char *p, size_t size, size_t slot)
 {
@@ -371,7 +371,7 @@ slot_rest (size_t size, size_t slot)
   return UINT64_MAX << (size - (slot - 64));
 }
 
-/* As slot_take and slot_give below. The canary is looked at in one vector: where sizes are mixed nobody
+/* As slot_take and slot_give above. The canary is looked at in one vector: where sizes are mixed nobody
  * has just written there. */
 MA_INLINE int
 slot_take_mixed (const struct ma_unit *unit, char *p, size_t size)

@@ -548,40 +548,6 @@ check_wait (pid_t pid, int stderr_fd)
   return outcome;
 }
 
-/* Runs this program again with ARGUMENT, and with the "KEY=VALUE" strings of ENVIRONMENT, up to a
- * NULL, added. */
-static inline struct check_outcome
-check_again (const char *argument, const char *const *environment)
-{
-  int ends[2];
-  CHECK_EQUAL (pipe2 (ends, O_CLOEXEC), 0);
-  pid_t pid = fork ();
-  CHECK (pid >= 0);
-  if (pid == 0)
-    {
-      dup2 (ends[1], STDERR_FILENO);
-      for (; environment != NULL && *environment != NULL; environment++)
-        putenv (check_hide (*environment));
-      char *arguments[] = { (char *)"again", check_hide (argument), NULL };
-      check_execute (arguments);
-      _exit (127);
-    }
-  close (ends[1]);
-  return check_wait (pid, ends[0]);
-}
-
-/* Starts the program anew with MALLOC_ARENA_OPTIONS=OPTIONS, unless it was. */
-static inline void
-check_options (char **arguments, const char *options)
-{
-  const char *have = getenv ("MALLOC_ARENA_OPTIONS");
-  if (have != NULL && strcmp (have, options) == 0)
-    return;
-  CHECK_EQUAL (setenv ("MALLOC_ARENA_OPTIONS", options, 1), 0);
-  check_execute (arguments);
-  CHECK_FAIL ("execv");
-}
-
 /* Forks; in the child runs BODY (DATA) and exits 0. The child's outcome. */
 static inline struct check_outcome
 check_child (void (*body) (void *), void *data)
@@ -612,6 +578,43 @@ check_child_text (void (*body) (void *), void *data)
     }
   close (ends[1]);
   return check_wait (pid, ends[0]);
+}
+
+struct check_anew
+{
+  const char *argument;
+  const char *const *environment;
+};
+
+static inline void
+check_execute_anew (void *data)
+{
+  const struct check_anew *anew = data;
+  for (const char *const *set = anew->environment; set != NULL && *set != NULL; set++)
+    putenv (check_hide (*set));
+  char *arguments[] = { (char *)"again", check_hide (anew->argument), NULL };
+  check_execute (arguments);
+  _exit (127);
+}
+
+/* Runs this program again with ARGUMENT, and with the "KEY=VALUE" strings of ENVIRONMENT, up to a
+ * NULL, added. */
+static inline struct check_outcome
+check_again (const char *argument, const char *const *environment)
+{
+  return check_child_text (check_execute_anew, &(struct check_anew){ argument, environment });
+}
+
+/* Starts the program anew with MALLOC_ARENA_OPTIONS=OPTIONS, unless it was. */
+static inline void
+check_options (char **arguments, const char *options)
+{
+  const char *have = getenv ("MALLOC_ARENA_OPTIONS");
+  if (have != NULL && strcmp (have, options) == 0)
+    return;
+  CHECK_EQUAL (setenv ("MALLOC_ARENA_OPTIONS", options, 1), 0);
+  check_execute (arguments);
+  CHECK_FAIL ("execv");
 }
 
 /* Takes away what lets root lock without limit, and sets the limit. */
