@@ -1,6 +1,6 @@
 /* Blocks of a secure arena, size by size: a write past one, up to the last byte of its slot, ends the
  * process at the free, and a write into a freed one at the reuse. In a mix of sizes and in a row of one: the
- * library takes different ways there. */
+ * library takes different ways there. And a block that two threads free at the same moment. */
 #include "check.h"
 
 #include "sizeclass.h"
@@ -77,6 +77,46 @@ expect (void (*body) (void *), struct crime crime, const char *words)
                 crime.at, (int)crime.history, outcome.signal, words, outcome.text);
 }
 
+static _Atomic unsigned ready;
+
+/* Frees the block at the same moment as the other one. */
+static void *
+free_at_once (void *p)
+{
+  malloc_arena_enter (arena);
+  free (check_hide (malloc (1000))); /* a part of the arena, which keeps what is freed */
+  ready++;
+  while (ready < 2)
+    ;
+  free (p);
+  malloc_arena_leave (arena);
+  return NULL;
+}
+
+static void
+free_twice_at_once (void *data)
+{
+  pthread_t threads[2];
+  void *p = malloc_arena (arena, malloc, *(const size_t *)data);
+  for (unsigned i = 0; i < 2; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, free_at_once, p), 0);
+  for (unsigned i = 0; i < 2; i++)
+    pthread_join (threads[i], NULL);
+}
+
+/* A block that two threads free: one of them is told so, or sees what the other one has wiped. */
+static void
+is_freed_once (size_t size)
+{
+  for (unsigned i = 0; i < 300; i++)
+    {
+      struct check_outcome outcome = check_child_text (free_twice_at_once, &size);
+      if (outcome.signal != SIGABRT)
+        CHECK_FAIL ("%zu bytes: signal %d, exit %d: \"%s\"", size, outcome.signal,
+                    outcome.exit_code, outcome.text);
+    }
+}
+
 int
 main (void)
 {
@@ -98,6 +138,11 @@ main (void)
             expect (use_after_free, (struct crime){ size, size / 2, history }, "use after wipe");
             expect (use_after_free, (struct crime){ size, slot - 1, history }, "use after wipe");
           }
+    }
+  if (!CHECK_SANITIZED)
+    {
+      is_freed_once (100);
+      is_freed_once (5000);
     }
   return 0;
 }
