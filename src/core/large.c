@@ -442,8 +442,9 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
 
 /* ---- free ---- */
 
-static size_t
-checked (struct ma_unit *unit, const void *p)
+/* Aborts unless P is the pointer of the block that lives there. */
+static void
+check_pointer (const struct ma_unit *unit, const void *p)
 {
   const char *name = unit->local->arena->name;
   int is_live = atomic_load_explicit (&unit->large, memory_order_acquire) == MA_LARGE_LIVE;
@@ -457,12 +458,24 @@ checked (struct ma_unit *unit, const void *p)
     ma_fatal_block ("double free", p, name);
   if (unlikely (p != ma_tagged (unit->block, unit->tag)))
     ma_fatal_block (unit->local->is_tagged ? "stale pointer" : "invalid free", p, name);
+}
+
+static void
+check_canaries (const struct ma_unit *unit, const void *p)
+{
   if (MA_HAS_TAGS && unit->local->is_tagged)
     ma_tag_unchecked ();
   if (unlikely (!is_intact (unit)))
-    ma_fatal_block ("canary overwritten", p, name);
+    ma_fatal_block ("canary overwritten", p, unit->local->arena->name);
   if (MA_HAS_TAGS && unit->local->is_tagged)
     ma_tag_checked ();
+}
+
+static size_t
+checked (const struct ma_unit *unit, const void *p)
+{
+  check_pointer (unit, p);
+  check_canaries (unit, p);
   return unit->size;
 }
 
@@ -491,9 +504,13 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, 
 {
   unit = ma_large_head (unit);
   malloc_arena *arena = unit->local->arena;
-  size_t size = checked (unit, p);
+  check_pointer (unit, p);
+  /* Before a look at the memory, which whoever is first may have given back. */
   if (unlikely (!end_life (unit)))
     ma_fatal_block ("double free", p, arena->name);
+  if (to == NULL) /* else ma_large_resize has looked at them */
+    check_canaries (unit, p);
+  size_t size = unit->size;
   char *start = ma_large_start (unit);
   take_tag (unit);
   if (arena->is_wiped)

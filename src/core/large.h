@@ -15,8 +15,9 @@
 void *ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero);
 /* As ma_dense_check. UNIT may be any unit of the run. */
 size_t ma_large_check (struct ma_unit *unit, const void *p);
-/* Frees P, of which the first KEPT bytes are copied to TO before they are wiped. LOCAL: the calling
- * thread's part of the block's arena, or NULL; its cache takes the range. */
+/* Frees P, of which the first KEPT bytes are copied to TO, if that is not NULL, before they are wiped: the
+ * end of a realloc, so that ma_large_resize has looked at its canaries. LOCAL: the calling thread's
+ * part of the block's arena, or NULL; its cache takes the range. */
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept);
 /* Another size in place: the range grows into the units behind it where these are free, and what it does
  * not need, where that is half and more, goes back to the kernel at once. The block moves within
