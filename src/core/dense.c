@@ -342,43 +342,26 @@ free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
 MA_FAST_PATHS (16, NULL, NULL, )
 
 #ifdef MA_WIDE
-#define TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
-#define TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
+MA_FAST_PATHS (32, NULL, NULL, MA_TARGET_32)
 
-MA_FAST_PATHS (32, NULL, NULL, TARGET_32)
-
-TARGET_64 static __attribute__ ((noinline)) void *
+MA_TARGET_64 static __attribute__ ((noinline)) void *
 take_mixed (struct ma_local *local, char *p, size_t size, const struct ma_unit *unit)
 {
   return likely (slot_take_mixed (unit, p, size)) ? p : take_any (local, p, size, unit->slot);
 }
 
-MA_GIVE (give_mixed, slot_give_mixed, TARGET_64)
-MA_FAST_PATHS (64, take_mixed, give_mixed, TARGET_64)
-
-/* Called by the dynamic linker, when nothing of ours may be called yet. */
-static int
-width (void)
-{
-  __builtin_cpu_init ();
-  if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
-    return 16;
-  /* vbmi2 is not used: it tells the CPUs that do not lower their clock much for such vectors. */
-  return __builtin_cpu_supports ("avx512bw") && __builtin_cpu_supports ("avx512dq")
-                 && __builtin_cpu_supports ("avx512vl") && __builtin_cpu_supports ("avx512vbmi2")
-             ? 64
-             : 32;
-}
+MA_GIVE (give_mixed, slot_give_mixed, MA_TARGET_64)
+MA_FAST_PATHS (64, take_mixed, give_mixed, MA_TARGET_64)
 
 static void *(*choose_alloc (void)) (struct ma_local *, size_t)
 {
-  int vectors = width ();
+  int vectors = ma_vector_width ();
   return vectors == 64 ? alloc_64 : vectors == 32 ? alloc_32 : alloc_16;
 }
 
 static void (*choose_free (void)) (struct ma_unit *, void *)
 {
-  int vectors = width ();
+  int vectors = ma_vector_width ();
   return vectors == 64 ? free_64 : vectors == 32 ? free_32 : free_16;
 }
 

@@ -496,7 +496,7 @@ leave (struct ma_unit *unit, void *to, size_t kept)
       ma_move (to, unit->block, kept);
       rest = unit->block + kept;
     }
-  ma_wipe_inline (rest, (size_t)(tail_end_of (unit, unit->block + unit->size) - rest));
+  ma_wipe_back (rest, (size_t)(tail_end_of (unit, unit->block + unit->size) - rest));
 }
 
 void

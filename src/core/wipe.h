@@ -15,6 +15,22 @@
     && defined(__GNUC__) && !defined(__clang__)
 #define MA_WIDE 1
 #define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
+#define MA_TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
+#define MA_TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
+
+/* Bytes of the vectors to use. For the dynamic linker, which asks when nothing of ours may be called yet. */
+static inline int
+ma_vector_width (void)
+{
+  __builtin_cpu_init ();
+  if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
+    return 16;
+  /* vbmi2 is not used: it tells the CPUs that do not lower their clock much for such vectors. */
+  return __builtin_cpu_supports ("avx512bw") && __builtin_cpu_supports ("avx512dq")
+                 && __builtin_cpu_supports ("avx512vl") && __builtin_cpu_supports ("avx512vbmi2")
+             ? 64
+             : 32;
+}
 #else
 #define MA_CLONED
 #endif
@@ -41,8 +57,50 @@ ma_wipe_inline (void *p, size_t n)
   __asm__ volatile ("" : : "r"(p) : "memory");
 }
 
+/* The same for what may be much. */
+void ma_wipe_back (void *p, size_t n);
+
 /* Copies N bytes to where nothing else of them is, and wipes the place they had. */
 void ma_move (void *to, void *from, size_t n);
+
+/* Defines NAME, which is ma_move with vectors of WIDTH bytes.
+ *
+ * One pass for both: what was read is in the first cache still when it is overwritten. Eight vectors at a
+ * time, as the CPU gathers stores to neighbours; in turn between two places it takes half as long
+ * again. The fences keep that order, and the compiler from making string instructions of it. */
+#define MA_FENCE() __asm__ volatile ("" : : : "memory")
+#define MA_MOVE(name, width, target)                                                               \
+  target static void name (void *to, void *from, size_t n)                                         \
+  {                                                                                                \
+    typedef long long vector __attribute__ ((vector_size (width), aligned (1), may_alias));        \
+    char *q = to;                                                                                  \
+    char *p = from;                                                                                \
+    for (; n >= 8 * sizeof (vector); n -= 8 * sizeof (vector))                                     \
+      {                                                                                            \
+        vector *target_at = (vector *)q, *source_at = (vector *)p;                                 \
+        vector kept[8];                                                                            \
+        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) kept[i] = source_at[i];               \
+        MA_FENCE ();                                                                               \
+        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) target_at[i] = kept[i];               \
+        MA_FENCE ();                                                                               \
+        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) source_at[i] = (vector){ 0 };         \
+        MA_FENCE ();                                                                               \
+        p += 8 * sizeof (vector);                                                                  \
+        q += 8 * sizeof (vector);                                                                  \
+      }                                                                                            \
+    for (; n >= 16; n -= 16, p += 16, q += 16)                                                     \
+      {                                                                                            \
+        memcpy (q, p, 16);                                                                         \
+        memset (p, 0, 16);                                                                         \
+        MA_FENCE ();                                                                               \
+      }                                                                                            \
+    for (; n > 0; n--, p++, q++)                                                                   \
+      {                                                                                            \
+        *q = *p;                                                                                   \
+        *p = 0;                                                                                    \
+        MA_FENCE ();                                                                               \
+      }                                                                                            \
+  }
 
 /* Whether all N bytes at P are zero; both multiples of 16. Inline in each caller, so that one that is
  * cloned has it in the CPU's widest vectors. */

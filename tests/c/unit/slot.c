@@ -39,16 +39,14 @@ struct way
 
 WAY (16, )
 #ifdef MA_WIDE
-#define TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
-#define TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
-WAY (32, TARGET_32)
-WAY (64, TARGET_64)
-TARGET_64 static int
+WAY (32, MA_TARGET_32)
+WAY (64, MA_TARGET_64)
+MA_TARGET_64 static int
 take_mixed (const struct ma_unit *u, char *p, size_t size)
 {
   return slot_take_mixed (u, p, size);
 }
-TARGET_64 static int
+MA_TARGET_64 static int
 give_mixed (const struct ma_unit *u, char *p, size_t size)
 {
   return slot_give_mixed (u, p, size);

@@ -2,7 +2,86 @@
  * block in it is freed. */
 #include "check.h"
 
+#include "wipe.h"
+
 static malloc_arena *secure;
+
+/* ---- the two loops, by each of the ways that a CPU may take ---- */
+
+MA_MOVE (move_16, 16, )
+#ifdef MA_WIDE
+MA_MOVE (move_32, 32, MA_TARGET_32)
+MA_MOVE (move_64, 64, MA_TARGET_64)
+#endif
+
+enum
+{
+  MARGIN = 64,
+  MOST = 33000
+};
+
+static unsigned char from_memory[MARGIN + MOST + MARGIN], to_memory[MARGIN + MOST + MARGIN];
+
+static size_t
+next_size (size_t size)
+{
+  return size < 1100 ? size + 1 : size * 9 / 8 + 5;
+}
+
+static void
+moves (const char *name, void (*move) (void *, void *, size_t))
+{
+  for (size_t size = 0; size < MOST - MARGIN; size = next_size (size))
+    {
+      unsigned char *from = from_memory + MARGIN + size % 17, *to = to_memory + MARGIN + size % 3;
+      memset (from_memory, 0xa5, sizeof from_memory);
+      memset (to_memory, 0x5a, sizeof to_memory);
+      for (size_t i = 0; i < size; i++)
+        from[i] = (unsigned char)(i * 7 + i / 256 + 1);
+      move (to, from, size);
+      for (size_t i = 0; i < size; i++)
+        if (to[i] != (unsigned char)(i * 7 + i / 256 + 1))
+          CHECK_FAIL ("%s: %zu bytes: byte %zu is %d", name, size, i, to[i]);
+      CHECK (check_all (from, 0, size));
+      CHECK (check_all (from_memory, 0xa5, (size_t)(from - from_memory)));
+      CHECK (check_all (from + size, 0xa5, MARGIN - 17));
+      CHECK (check_all (to_memory, 0x5a, (size_t)(to - to_memory)));
+      CHECK (check_all (to + size, 0x5a, MARGIN - 3));
+    }
+  printf ("moved: %s\n", name);
+}
+
+static void
+wipes (void)
+{
+  for (size_t size = 0; size < MOST - MARGIN; size = next_size (size))
+    {
+      unsigned char *from = from_memory + MARGIN + size % 17;
+      memset (from_memory, 0xa5, sizeof from_memory);
+      ma_wipe (from, size);
+      CHECK (check_all (from, 0, size));
+      CHECK (check_all (from_memory, 0xa5, (size_t)(from - from_memory)));
+      CHECK (check_all (from + size, 0xa5, MARGIN - 17));
+    }
+}
+
+static void
+moves_all (void)
+{
+  moves ("16 bytes", move_16);
+#ifdef MA_WIDE
+  if (ma_vector_width () >= 32)
+    moves ("32 bytes", move_32);
+  else
+    puts ("left out: vectors of 32 bytes, which this CPU has not");
+  if (ma_vector_width () >= 64)
+    moves ("64 bytes", move_64);
+  else
+    puts ("left out: vectors of 64 bytes, which this CPU has not");
+#endif
+}
+
+/* ---- blocks ---- */
 
 /* Some neighbours live on and keep the memory mapped, so the freed places can be read. */
 static void
@@ -28,6 +107,32 @@ wiped_at_free (size_t size)
       CHECK (check_all (blocks[i], 0x42, size));
       free (blocks[i]);
     }
+}
+
+/* A large block that grows is whole at its new place, and nothing of it is at the one it had. Whether the
+ * places are there to be looked at. */
+static bool
+wiped_where_it_was (size_t size)
+{
+  char *p = malloc_arena (secure, malloc, size);
+  for (size_t i = 0; i < size; i++)
+    p[i] = (char)(i % 251 + 1);
+  uintptr_t place = (uintptr_t)p;
+  char *q = realloc (p, 2 * size);
+  CHECK (q != NULL && (uintptr_t)q != place);
+  for (size_t i = 0; i < size; i++)
+    if (q[i] != (char)(i % 251 + 1))
+      CHECK_FAIL ("%zu bytes grew: byte %zu is %d", size, i, q[i]);
+  CHECK (check_all (q + size, 0, size));
+  bool is_kept = check_touch ((void *)place, false) == 0;
+  if (is_kept && (place + size <= (uintptr_t)q || place >= (uintptr_t)q + 2 * size))
+    CHECK (check_all ((void *)place, 0, size));
+  place = (uintptr_t)q;
+  free (q);
+  is_kept = is_kept && check_touch ((void *)place, false) == 0;
+  if (is_kept)
+    CHECK (check_all ((void *)place, 0, 2 * size));
+  return is_kept;
 }
 
 static void *
@@ -153,8 +258,14 @@ main (void)
 {
   secure = malloc_arena_get (HEAP_SECURE);
   CHECK (secure != NULL);
+  unsigned kept = 0;
+  moves_all ();
+  wipes ();
   for (size_t size = 16; size < 2048; size = size * 5 / 3)
     wiped_at_free (size);
+  for (size_t size = 4097; size < 300000; size = size * 9 / 8 + 3)
+    kept += wiped_where_it_was (size);
+  CHECK (kept > 10);
   wiped_by_another_thread ();
   nothing_left ();
   given_back (48);
