@@ -318,23 +318,21 @@ open_range (struct ma_local *local, size_t pages, int *refused)
 
 /* ---- alloc ---- */
 
-static int
+static __attribute__ ((noinline)) MA_CLONED int
 is_still_zero (const char *p, size_t size)
 {
+  typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
   /* Whole blocks of 16 around the request: the range is zero beyond it as well. */
   const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)15);
   const char *to = (const char *)os_round_up ((uintptr_t)p + size, 16);
   if (to - from <= VERIFIED_BYTES)
     return ma_is_zero (from, (size_t)(to - from));
   /* One test for all samples: one for each took a twentieth of a large block's time. */
-  ma_v16 seen = { 0, 0 };
+  vector seen = { 0, 0, 0, 0 };
   for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
-    {
-      const ma_v16 *sample = (const ma_v16 *)at;
-      seen |= (sample[0] | sample[1]) | (sample[2] | sample[3]);
-    }
+    seen |= ((const vector *)at)[0] | ((const vector *)at)[1];
   return ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE)
-         & ((seen[0] | seen[1]) == 0);
+         & ((seen[0] | seen[1] | seen[2] | seen[3]) == 0);
 }
 
 static void

@@ -1,37 +1,15 @@
 #include "wipe.h"
 
-enum
-{
-  CHUNK = 8192 /* much for a call of memset, little for the first cache */
-};
-
-/* From the end: most blocks are written from their start, so that the end is what the first cache has
- * still. Of 64 KiB, which it has not all, that saves an eighth; and the next to write finds the
- * start there. */
-void
-ma_wipe_back (void *p, size_t n)
-{
-  char *from = p;
-  char *end = from + n;
-  while ((size_t)(end - from) > CHUNK)
-    {
-      char *chunk = (char *)((uintptr_t)(end - 1) & ~(uintptr_t)(CHUNK - 1));
-      ma_wipe_inline (chunk, (size_t)(end - chunk));
-      end = chunk;
-    }
-  ma_wipe_inline (from, (size_t)(end - from));
-}
-
-void
-ma_wipe (void *p, size_t n)
-{
-  ma_wipe_back (p, n);
-}
-
 #ifdef MA_WIDE
-MA_MOVE (move_16, 16, )
-MA_MOVE (move_32, 32, MA_TARGET_32)
-MA_MOVE (move_64, 64, MA_TARGET_64)
+MA_LONG_WAYS (16, )
+MA_LONG_WAYS (32, MA_TARGET_32)
+MA_LONG_WAYS (64, MA_TARGET_64)
+
+static void (*choose_wipe_back (void)) (void *, size_t)
+{
+  int width = ma_vector_width ();
+  return width == 64 ? wipe_back_64 : width == 32 ? wipe_back_32 : wipe_back_16;
+}
 
 static void (*choose_move (void)) (void *, void *, size_t)
 {
@@ -39,16 +17,29 @@ static void (*choose_move (void)) (void *, void *, size_t)
   return width == 64 ? move_64 : width == 32 ? move_32 : move_16;
 }
 
+void ma_wipe_back (void *, size_t) __attribute__ ((ifunc ("choose_wipe_back")));
 void ma_move (void *, void *, size_t) __attribute__ ((ifunc ("choose_move")));
 #else
-MA_MOVE (move, 16, )
+MA_LONG_WAYS (16, )
+
+void
+ma_wipe_back (void *p, size_t n)
+{
+  wipe_back_16 (p, n);
+}
 
 void
 ma_move (void *to, void *from, size_t n)
 {
-  move (to, from, n);
+  move_16 (to, from, n);
 }
 #endif
+
+void
+ma_wipe (void *p, size_t n)
+{
+  ma_wipe_back (p, n);
+}
 
 /* A call that handled a secret leaves pieces of it in registers that nothing has used since, and the
  * dynamic linker saves those to the stack at the next first call of a function. */

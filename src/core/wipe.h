@@ -57,36 +57,70 @@ ma_wipe_inline (void *p, size_t n)
   __asm__ volatile ("" : : "r"(p) : "memory");
 }
 
-/* The same for what may be much. */
+/* The same for what may be much: from the end, as most blocks are written from their start, so that the end
+ * is what the first cache still has. What is zero is not written again: a buffer of which the half was
+ * used, and to read memory takes half as long. */
 void ma_wipe_back (void *p, size_t n);
 
-/* Copies N bytes to where nothing else of them is, and wipes the place they had. */
+/* Copies N bytes to where nothing else of them is, and wipes the place they had. One pass for both: what
+ * was read is in the first cache still when it is overwritten. */
 void ma_move (void *to, void *from, size_t n);
 
-/* Defines NAME, which is ma_move with vectors of WIDTH bytes.
- *
- * One pass for both: what was read is in the first cache still when it is overwritten. Eight vectors at a
- * time, as the CPU gathers stores to neighbours; in turn between two places it takes half as long
- * again. The fences keep that order, and the compiler from making string instructions of it. */
+enum
+{
+  MA_WIPE_CHUNK = 8192 /* much for a call of memset, little for the first cache */
+};
+
 #define MA_FENCE() __asm__ volatile ("" : : : "memory")
-#define MA_MOVE(name, width, target)                                                               \
-  target static void name (void *to, void *from, size_t n)                                         \
+
+/* Defines both with vectors of WIDTH bytes, eight at a time. A CPU gathers stores to neighbours: in turn
+ * between two places they take half as long again. The fences keep that order, and the compiler from
+ * making string instructions of what is left. */
+#define MA_LONG_WAYS(width, target)                                                                \
+  typedef long long ma_v##width##_any                                                              \
+      __attribute__ ((vector_size (width), aligned (1), may_alias));                               \
+                                                                                                   \
+  target static __attribute__ ((always_inline)) inline int is_zero_##width (const char *p,         \
+                                                                            size_t n)              \
   {                                                                                                \
-    typedef long long vector __attribute__ ((vector_size (width), aligned (1), may_alias));        \
+    ma_v##width##_any seen = { 0 };                                                                \
+    for (const char *end = p + n; p < end; p += 8 * width)                                         \
+      {                                                                                            \
+        const ma_v##width##_any *q = (const ma_v##width##_any *)p;                                 \
+        seen |= ((q[0] | q[1]) | (q[2] | q[3])) | ((q[4] | q[5]) | (q[6] | q[7]));                 \
+      }                                                                                            \
+    int64_t any = 0;                                                                               \
+    _Pragma ("GCC unroll 8") for (unsigned i = 0; i < width / 8; i++) any |= seen[i];              \
+    return any == 0;                                                                               \
+  }                                                                                                \
+                                                                                                   \
+  target static void wipe_back_##width (void *p, size_t n)                                         \
+  {                                                                                                \
+    while (n >= MA_WIPE_CHUNK)                                                                     \
+      {                                                                                            \
+        const char *end = (char *)p + n;                                                           \
+        n -= MA_WIPE_CHUNK;                                                                        \
+        if (!is_zero_##width (end - 8 * width, 8 * width)                                          \
+            || !is_zero_##width ((char *)p + n, MA_WIPE_CHUNK - 8 * width))                        \
+          ma_wipe_inline ((char *)p + n, MA_WIPE_CHUNK);                                           \
+      }                                                                                            \
+    ma_wipe_inline (p, n);                                                                         \
+  }                                                                                                \
+                                                                                                   \
+  target static void move_##width (void *to, void *from, size_t n)                                 \
+  {                                                                                                \
     char *q = to;                                                                                  \
     char *p = from;                                                                                \
-    for (; n >= 8 * sizeof (vector); n -= 8 * sizeof (vector))                                     \
+    for (; n >= 8 * width; n -= 8 * width, p += 8 * width, q += 8 * width)                         \
       {                                                                                            \
-        vector *target_at = (vector *)q, *source_at = (vector *)p;                                 \
-        vector kept[8];                                                                            \
-        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) kept[i] = source_at[i];               \
+        ma_v##width##_any *there = (ma_v##width##_any *)q, *here = (ma_v##width##_any *)p;         \
+        ma_v##width##_any kept[8];                                                                 \
+        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) kept[i] = here[i];                    \
         MA_FENCE ();                                                                               \
-        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) target_at[i] = kept[i];               \
+        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) there[i] = kept[i];                   \
         MA_FENCE ();                                                                               \
-        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) source_at[i] = (vector){ 0 };         \
+        _Pragma ("GCC unroll 8") for (int i = 0; i < 8; i++) here[i] = (ma_v##width##_any){ 0 };   \
         MA_FENCE ();                                                                               \
-        p += 8 * sizeof (vector);                                                                  \
-        q += 8 * sizeof (vector);                                                                  \
       }                                                                                            \
     for (; n >= 16; n -= 16, p += 16, q += 16)                                                     \
       {                                                                                            \

@@ -8,10 +8,10 @@ static malloc_arena *secure;
 
 /* ---- the two loops, by each of the ways that a CPU may take ---- */
 
-MA_MOVE (move_16, 16, )
+MA_LONG_WAYS (16, )
 #ifdef MA_WIDE
-MA_MOVE (move_32, 32, MA_TARGET_32)
-MA_MOVE (move_64, 64, MA_TARGET_64)
+MA_LONG_WAYS (32, MA_TARGET_32)
+MA_LONG_WAYS (64, MA_TARGET_64)
 #endif
 
 enum
@@ -52,32 +52,56 @@ moves (const char *name, void (*move) (void *, void *, size_t))
 }
 
 static void
-wipes (void)
+wipe_once (const char *name, void (*wipe) (void *, size_t), unsigned char *from, size_t size)
 {
+  wipe (from, size);
+  if (!check_all (from, 0, size))
+    CHECK_FAIL ("%s: %zu bytes are not zero", name, size);
+  CHECK (check_all (from_memory, 0xa5, (size_t)(from - from_memory)));
+  CHECK (check_all (from + size, 0xa5, MARGIN - 17));
+}
+
+/* Also where all is zero but for one byte, wherever it is. */
+static void
+wipes (const char *name, void (*wipe) (void *, size_t))
+{
+  memset (from_memory, 0xa5, sizeof from_memory);
   for (size_t size = 0; size < MOST - MARGIN; size = next_size (size))
     {
       unsigned char *from = from_memory + MARGIN + size % 17;
-      memset (from_memory, 0xa5, sizeof from_memory);
-      ma_wipe (from, size);
-      CHECK (check_all (from, 0, size));
-      CHECK (check_all (from_memory, 0xa5, (size_t)(from - from_memory)));
-      CHECK (check_all (from + size, 0xa5, MARGIN - 17));
+      memset (from, 0xa5, size);
+      wipe_once (name, wipe, from, size);
+      for (size_t at = size % 31; at < size; at += size < 4000 ? 371 : 37)
+        {
+          from[at] = (unsigned char)(1u << at % 8);
+          wipe_once (name, wipe, from, size);
+        }
+      memset (from, 0xa5, size);
     }
+  printf ("wiped: %s\n", name);
 }
 
 static void
-moves_all (void)
+long_ways (void)
 {
+  wipes ("ma_wipe", ma_wipe);
   moves ("16 bytes", move_16);
+  wipes ("16 bytes", wipe_back_16);
 #ifdef MA_WIDE
-  if (ma_vector_width () >= 32)
-    moves ("32 bytes", move_32);
-  else
-    puts ("left out: vectors of 32 bytes, which this CPU has not");
-  if (ma_vector_width () >= 64)
-    moves ("64 bytes", move_64);
-  else
-    puts ("left out: vectors of 64 bytes, which this CPU has not");
+  if (ma_vector_width () < 32)
+    {
+      puts ("left out: vectors of 32 bytes, which this CPU has not");
+      return;
+    }
+  moves ("32 bytes", move_32);
+  wipes ("32 bytes", wipe_back_32);
+  if (ma_vector_width () < 64)
+    {
+      puts ("left out: vectors of 64 bytes, which this CPU has not");
+      return;
+    }
+  moves ("64 bytes", move_64);
+  wipes ("64 bytes", wipe_back_64);
 #endif
 }
 
@@ -259,8 +283,7 @@ main (void)
   secure = malloc_arena_get (HEAP_SECURE);
   CHECK (secure != NULL);
   unsigned kept = 0;
-  moves_all ();
-  wipes ();
+  long_ways ();
   for (size_t size = 16; size < 2048; size = size * 5 / 3)
     wiped_at_free (size);
   for (size_t size = 4097; size < 300000; size = size * 9 / 8 + 3)
