@@ -83,19 +83,28 @@ enum
   target static __attribute__ ((always_inline)) inline int is_zero_##width (const char *p,         \
                                                                             size_t n)              \
   {                                                                                                \
-    ma_v##width##_any seen = { 0 };                                                                \
-    for (const char *end = p + n; p < end; p += 8 * width)                                         \
+    ma_v##width##_any low = { 0 }, high = { 0 };                                                   \
+    while (n > 0)                                                                                  \
       {                                                                                            \
-        const ma_v##width##_any *q = (const ma_v##width##_any *)p;                                 \
-        seen |= ((q[0] | q[1]) | (q[2] | q[3])) | ((q[4] | q[5]) | (q[6] | q[7]));                 \
+        n -= 8 * width;                                                                            \
+        const ma_v##width##_any *q = (const ma_v##width##_any *)(p + n);                           \
+        high |= (q[7] | q[6]) | (q[5] | q[4]);                                                     \
+        low |= (q[3] | q[2]) | (q[1] | q[0]);                                                      \
       }                                                                                            \
+    low |= high;                                                                                   \
     int64_t any = 0;                                                                               \
-    _Pragma ("GCC unroll 8") for (unsigned i = 0; i < width / 8; i++) any |= seen[i];              \
+    _Pragma ("GCC unroll 8") for (unsigned i = 0; i < width / 8; i++) any |= low[i];               \
     return any == 0;                                                                               \
   }                                                                                                \
                                                                                                    \
   target static void wipe_back_##width (void *p, size_t n)                                         \
   {                                                                                                \
+    if (n >= MA_WIPE_CHUNK)                                                                        \
+      {                                                                                            \
+        size_t odd = ((uintptr_t)p + n) % 64; /* chunks are whole cache lines */                   \
+        n -= odd;                                                                                  \
+        ma_wipe_inline ((char *)p + n, odd);                                                       \
+      }                                                                                            \
     while (n >= MA_WIPE_CHUNK)                                                                     \
       {                                                                                            \
         const char *end = (char *)p + n;                                                           \

@@ -25,15 +25,41 @@ leave_on_stack (void)
   dead = check_hide ((void *)secret);
 }
 
+enum
+{
+  FRAME = 96 << 10 /* bytes */
+};
+
+/* A byte here and there, with nothing around it. */
+__attribute__ ((__noinline__)) static void
+leave_bytes (void)
+{
+  volatile char room[FRAME];
+  memset ((void *)room, 0, sizeof room);
+  for (unsigned i = 0; i < sizeof room; i += 2111)
+    room[i] = 0x6b;
+  dead = check_hide ((void *)room);
+}
+
+__attribute__ ((__noinline__)) static unsigned
+left (unsigned bytes)
+{
+  unsigned n = 0;
+  for (unsigned i = 0; i < bytes; i++)
+    n += dead[i] == 0x6b;
+  return n;
+}
+
 static void
 scrub (void)
 {
   leave_on_stack ();
   malloc_arena_scrub (64 << 10);
-  unsigned left = 0;
-  for (unsigned i = 0; i < 64; i++)
-    left += dead[i] == 0x6b;
-  CHECK (left < 8); /* what was called since wrote there as well */
+  CHECK (left (64) < 8); /* what was called since wrote there as well */
+  leave_bytes ();
+  CHECK (left (FRAME) > 40);
+  malloc_arena_scrub (128 << 10);
+  CHECK (left (FRAME) < 8);
 }
 
 static void
