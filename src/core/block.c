@@ -146,7 +146,11 @@ ma_resize (void *p, size_t size)
   else
     no_block (unit, p);
   struct ma_local *local = ma_local_of (unit->local->arena);
-  void *q = local ? ma_alloc (local, size) : NULL;
+  void *q = NULL;
+  if (local != NULL)
+    q = size > before && size >= local->threshold && size >= local->plain && !ma_large_crowded ()
+            ? ma_large_grown (local, size)
+            : ma_alloc (local, size);
   if (q == NULL)
     return NULL;
   size_t kept = size < before ? size : before;

@@ -17,7 +17,8 @@ enum
   VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
   SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
   SAMPLE = 64,
-  CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
+  SPARE_PAGES = MA_UNIT_PAGES, /* a block that grew gets a half more than it needs, up to this */
+  CROWD = 8192                 /* ranges: a quarter of the mappings that a process has by default */
 };
 
 static _Atomic unsigned ranges; /* of all arenas */
@@ -261,9 +262,10 @@ units_for (size_t pages)
   return (pages + 1 + MA_UNIT_PAGES - 1) / MA_UNIT_PAGES;
 }
 
-/* A new range of at least PAGES, all zero; NULL and the errno. */
+/* A new range of at least PAGES, all zero; NULL and the errno. With LESS_WILL_DO no step down, and nothing is
+ * given up, to get it. */
 static struct ma_unit *
-open_range (struct ma_local *local, size_t pages, int *refused)
+open_range (struct ma_local *local, size_t pages, int less_will_do, int *refused)
 {
   malloc_arena *arena = local->arena;
   size_t bytes = pages << MA_PAGE_SHIFT;
@@ -295,7 +297,7 @@ open_range (struct ma_local *local, size_t pages, int *refused)
     {
       int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
       /* The limit may be spent on what nobody uses. */
-      if (unlockable)
+      if (unlockable && !less_will_do)
         {
           pthread_mutex_lock (&local->lock);
           if (ma_local_reclaim (local))
@@ -303,7 +305,7 @@ open_range (struct ma_local *local, size_t pages, int *refused)
           pthread_mutex_unlock (&local->lock);
         }
       if (unlockable)
-        *refused = ma_heap_unlockable (arena, unlockable);
+        *refused = less_will_do ? ENOMEM : ma_heap_unlockable (arena, unlockable);
     }
   if (*refused)
     {
@@ -346,12 +348,14 @@ note_peak (malloc_arena *arena)
     ;
 }
 
-/* A range that is ready: of PAGES, which BIN has, or, where a block may have spare pages, a quarter
- * more. */
+/* A range that is ready: of PAGES, or, where a block may have spare pages, a quarter more. */
 static struct ma_unit *
-pop_warm (struct ma_local *local, unsigned bin, size_t pages)
+pop_warm (struct ma_local *local, size_t pages)
 {
+  unsigned bin = bin_for (pages);
   int is_isolated = local->arena->is_isolated;
+  if (bin >= (is_isolated ? EXACT_BINS : MA_BINS))
+    return NULL;
   size_t most = is_isolated ? pages : pages + pages / 4;
   while (local->warm[bin] == NULL)
     if (++bin == MA_BINS || bin_pages (bin) > most)
@@ -386,10 +390,28 @@ take_tag (const struct ma_unit *unit)
     ma_tag_memory (unit->block, unit->size);
 }
 
+/* The place of a block in its range, and all that is known of it. */
+static void *
+settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, size_t align)
+{
+  malloc_arena *arena = local->arena;
+  /* An empty block needs an address of its own, before the guard. */
+  size_t room = size | (size == 0);
+  char *block = (char *)((uintptr_t)(ma_large_end (unit) - room) & ~(uintptr_t)(align - 1));
+  if (is_warm && local->is_verified && !is_still_zero (block, size))
+    ma_fatal_block ("use after wipe", block, arena->name);
+  unit->local = local;
+  place (unit, block, size);
+  atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);
+  count (&arena->large_blocks, 1);
+  count (&arena->large_bytes, size);
+  note_peak (arena);
+  return give_tag (unit);
+}
+
 void *
 ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
 {
-  malloc_arena *arena = local->arena;
   if (align < 16)
     align = 16;
   size_t bytes = os_round_up (size | (size == 0), align);
@@ -400,42 +422,47 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
     }
   if (align > MA_PAGE)
     bytes += align;
-  size_t pages = (bytes + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-  unsigned bin = bin_for (pages);
-  pages = rounded_pages (arena, pages);
-  struct ma_unit *unit = NULL;
-  int is_warm = 0;
-  if (bin < MA_BINS && !(arena->is_isolated && bin >= EXACT_BINS))
-    is_warm = (unit = pop_warm (local, bin, pages)) != NULL;
+  size_t pages = rounded_pages (local->arena, (bytes + MA_PAGE - 1) >> MA_PAGE_SHIFT);
+  struct ma_unit *unit = pop_warm (local, pages);
+  int is_warm = unit != NULL;
   int refused = 0;
   if (unit == NULL)
-    unit = open_range (local, pages, &refused);
+    unit = open_range (local, pages, 0, &refused);
   if (unit == NULL)
     {
       pthread_mutex_lock (&local->lock);
       int more = ma_local_reclaim (local);
       pthread_mutex_unlock (&local->lock);
       if (more)
-        unit = open_range (local, pages, &refused);
+        unit = open_range (local, pages, 0, &refused);
     }
   if (unit == NULL)
     {
       errno = ENOMEM;
       return NULL;
     }
-  /* An empty block needs an address of its own, before the guard. */
-  size_t room = size | (size == 0);
-  char *block = (char *)((uintptr_t)(ma_large_end (unit) - room) & ~(uintptr_t)(align - 1));
-  if (is_warm && local->is_verified && !is_still_zero (block, size))
-    ma_fatal_block ("use after wipe", block, arena->name);
   *is_zero = !is_warm || local->is_wiped;
-  unit->local = local;
-  place (unit, block, size);
-  atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);
-  count (&arena->large_blocks, 1);
-  count (&arena->large_bytes, size);
-  note_peak (arena);
-  return give_tag (unit);
+  return settle (local, unit, is_warm, size, align);
+}
+
+void *
+ma_large_grown (struct ma_local *local, size_t size)
+{
+  malloc_arena *arena = local->arena;
+  if (size <= PTRDIFF_MAX && !arena->is_plain && !arena->is_isolated)
+    {
+      size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+      pages = rounded_pages (arena, pages + (pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES));
+      int refused;
+      struct ma_unit *unit = pop_warm (local, pages);
+      int is_warm = unit != NULL;
+      if (unit == NULL)
+        unit = open_range (local, pages, 1, &refused);
+      if (unit != NULL)
+        return settle (local, unit, is_warm, size, 16);
+    }
+  int is_zero;
+  return ma_large_alloc (local, size, 16, &is_zero);
 }
 
 /* ---- free ---- */

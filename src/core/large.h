@@ -13,6 +13,9 @@
 
 /* All zero in a secure arena and where *IS_ZERO says so; NULL with ENOMEM. ALIGN a power of two. */
 void *ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero);
+/* The same for a block that has grown, and may again: in a range with room for it, if there is one to be
+ * had, so that the next steps are taken where it is. */
+void *ma_large_grown (struct ma_local *local, size_t size);
 /* As ma_dense_check. UNIT may be any unit of the run. */
 size_t ma_large_check (struct ma_unit *unit, const void *p);
 /* Frees P, of which the first KEPT bytes are copied to TO, if that is not NULL, before they are wiped: the

@@ -85,6 +85,32 @@ require (malloc_arena *arena, size_t limit, size_t size)
   CHECK_EQUAL (receipt.locked_bytes, receipt.mapped_bytes);
 }
 
+/* A block that has grown gets more room than it needs, but not where there is no more to be locked: no step
+ * down for it, and no refusal. */
+static void
+grown (malloc_arena *arena, size_t limit)
+{
+  size_t page = CHECK_PAGE;
+  char *p = malloc_arena (arena, malloc, 8 * page);
+  CHECK (p != NULL);
+  memset (p, 1, 8 * page);
+  void *ballast[256];
+  unsigned n = 0;
+  while (check_receipt (arena).locked_bytes + 14 * page <= limit)
+    {
+      CHECK (n < 256);
+      CHECK ((ballast[n++] = malloc_arena (arena, malloc, page)) != NULL);
+    }
+  CHECK ((p = realloc (p, 12 * page)) != NULL);
+  CHECK (check_all (p, 1, 8 * page));
+  struct malloc_arena_receipt receipt = check_honest (arena);
+  CHECK (receipt.obtained & MALLOC_ARENA_LOCKED);
+  CHECK_EQUAL (receipt.locked_bytes, receipt.mapped_bytes);
+  free (p);
+  while (n > 0)
+    free (ballast[--n]);
+}
+
 static void
 child (void *data)
 {
@@ -132,6 +158,8 @@ main (int argc, char **argv)
                                           .lock = policy };
   errno = 0;
   malloc_arena *arena = malloc_arena_new (&options);
+  if (policy != MALLOC_ARENA_LOCK_OFF && limit >= 64 * CHECK_PAGE && limit < ENOUGH)
+    grown (arena, limit);
   for (size_t size = 100; size < 200000; size *= 40)
     if (policy == MALLOC_ARENA_LOCK_PREFER)
       prefer (arena, limit, size);
