@@ -92,6 +92,21 @@ checked (const struct ma_unit *unit, const char *p, unsigned slot)
   return size;
 }
 
+/* The same for a block that grows to SIZE in its slot: of the canary, what will be none any more, and a bit of
+ * the rest, which is looked at when the block is freed. */
+static size_t
+near_checked (const struct ma_unit *unit, const char *p, unsigned slot, size_t size)
+{
+  if (unit->rest == 0 || is_object (unit) || (MA_HAS_TAGS && unit->is_tagged))
+    return checked (unit, p, slot);
+  size_t before = live_size (unit, p, slot);
+  size_t end = ((size > before ? size : before) + 31) & ~(size_t)15;
+  if (unlikely (!slot_intact_long (p, before, end < unit->slot ? end : unit->slot))
+      && !wiped_by_fork (unit, p, before))
+    crime (unit, p, slot);
+  return before;
+}
+
 size_t
 ma_dense_check (struct ma_unit *unit, const void *p)
 {
@@ -386,10 +401,13 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
 {
   struct ma_local *local = unit->local;
   unsigned slot = slot_of (unit, p);
-  size_t before = *size_before = checked (unit, p, slot);
-  /* A much smaller block moves, so that slots do not stay large for ever. */
-  if (size > (size_t)(unit->slot - unit->rest) || size < unit->slot / 4u
-      || atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self)
+  int stays = size <= (size_t)(unit->slot - unit->rest)
+              /* A much smaller block moves, so that slots do not stay large for ever. */
+              && size >= unit->slot / 4u
+              && atomic_load_explicit (&local->owner, memory_order_relaxed) == ma_self;
+  size_t before = *size_before
+      = stays ? near_checked (unit, p, slot, size) : checked (unit, p, slot);
+  if (!stays)
     return 0;
   char *bare = ma_tagged (p, 0);
   if (is_object (unit))

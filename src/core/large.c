@@ -137,17 +137,45 @@ tail_end_of (const struct ma_unit *unit, char *tail)
   return (size_t)(end - tail) < MA_PAGE ? end : tail + MA_PAGE;
 }
 
+/* The usual canaries: LEAD bytes before the block, and after it the N that its size was rounded up by, which
+ * are the last of the two words before END. */
+static inline uint64_t
+last_bytes (size_t n)
+{
+  return n == 0 ? 0 : ~(uint64_t)0 << (64 - 8 * n);
+}
+
+static inline int
+is_usual (const char *lead, const char *block, const char *tail, const char *end)
+{
+  return likely (block - lead == LEAD) && likely (end - tail < 16);
+}
+
 static void
 place (struct ma_unit *unit, char *block, size_t size)
 {
   unit->block = block;
   unit->size = size;
   char *lead = lead_of (unit, block);
-  if (likely (block - lead == LEAD))
-    ((uint64_t *)lead)[0] = ((uint64_t *)lead)[1] = ma_sealed.canary;
-  else
-    fill (lead, block);
-  fill (block + size, tail_end_of (unit, block + size));
+  char *tail = block + size;
+  char *end = tail_end_of (unit, tail);
+  if (!is_usual (lead, block, tail, end))
+    {
+      fill (lead, block);
+      fill (tail, end);
+      return;
+    }
+  uint64_t canary = ma_sealed.canary;
+  size_t n = (size_t)(end - tail);
+  ma_aligned_word *first = (ma_aligned_word *)lead, *last = (ma_aligned_word *)end;
+  first[0] = first[1] = canary;
+  uint64_t mask = last_bytes (n < 8 ? n : 8);
+  last[-1] = (last[-1] & ~mask) | (canary & mask);
+  if (n > 8)
+    {
+      mask = last_bytes (n - 8);
+      last[-2] = (last[-2] & ~mask) | (canary & mask);
+    }
 }
 
 static int
@@ -164,16 +192,26 @@ is_wiped_by_fork (const struct ma_unit *unit, const char *from, const char *to)
 static int
 is_intact (const struct ma_unit *unit)
 {
-  char *lead = lead_of (unit, unit->block);
-  char *tail = unit->block + unit->size;
+  char *block = unit->block;
+  char *lead = lead_of (unit, block);
+  char *tail = block + unit->size;
   char *end = tail_end_of (unit, tail);
-  int is_lead_intact = likely (unit->block - lead == LEAD)
-                           ? ((((uint64_t *)lead)[0] ^ ma_sealed.canary)
-                              | (((uint64_t *)lead)[1] ^ ma_sealed.canary))
-                                 == 0
-                           : is_filled (lead, unit->block);
-  return (is_lead_intact && is_filled (tail, end))
-         || (is_wiped_by_fork (unit, lead, unit->block) && is_wiped_by_fork (unit, tail, end));
+  int intact;
+  if (is_usual (lead, block, tail, end))
+    {
+      uint64_t canary = ma_sealed.canary;
+      size_t n = (size_t)(end - tail);
+      const ma_aligned_word *first = (ma_aligned_word *)lead, *last = (ma_aligned_word *)end;
+      uint64_t damage = (first[0] ^ canary) | (first[1] ^ canary)
+                        | ((last[-1] ^ canary) & last_bytes (n < 8 ? n : 8));
+      if (n > 8)
+        damage |= (last[-2] ^ canary) & last_bytes (n - 8);
+      intact = damage == 0;
+    }
+  else
+    intact = is_filled (lead, block) && is_filled (tail, end);
+  return likely (intact)
+         || (is_wiped_by_fork (unit, lead, block) && is_wiped_by_fork (unit, tail, end));
 }
 
 /* ---- ranges ---- */

@@ -44,16 +44,21 @@ static inline void
 ma_wipe_inline (void *p, size_t n)
 {
   typedef volatile uint64_t word __attribute__ ((aligned (1), may_alias));
+  typedef long long vector __attribute__ ((vector_size (16), aligned (1), may_alias));
+  volatile char *at = p;
   if (n >= 64)
     memset (p, 0, n);
-  else
+  else if (n >= 16)
     {
-      char *at = p;
-      for (; n >= 8; n -= 8, at += 8)
-        *(word *)at = 0;
-      for (; n > 0; n--, at++)
-        *(volatile char *)at = 0;
+      *(vector *)at = *(vector *)(at + n - 16) = (vector){ 0, 0 };
+      if (n > 32)
+        *(vector *)(at + 16) = *(vector *)(at + n - 32) = (vector){ 0, 0 };
     }
+  else if (n >= 8)
+    *(word *)at = *(word *)(at + n - 8) = 0;
+  else
+    for (; n > 0; n--, at++)
+      *at = 0;
   __asm__ volatile ("" : : "r"(p) : "memory");
 }
 
