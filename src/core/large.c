@@ -362,9 +362,9 @@ static __attribute__ ((noinline)) MA_CLONED int
 is_still_zero (const char *p, size_t size)
 {
   typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
-  /* Whole blocks of 16 around the request: the range is zero beyond it as well. */
-  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)15);
-  const char *to = (const char *)os_round_up ((uintptr_t)p + size, 16);
+  /* Whole cache lines around the request: the range is zero beyond it as well. */
+  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)(SAMPLE - 1));
+  const char *to = (const char *)os_round_up ((uintptr_t)p + size, SAMPLE);
   if (to - from <= VERIFIED_BYTES)
     return ma_is_zero (from, (size_t)(to - from));
   /* One test for all samples: one for each took a twentieth of a large block's time. */
