@@ -714,6 +714,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       /* In a small region a few heaps would leave nothing to the other threads. */
       if (arena->heap_units > ma_region_units () / 256)
         arena->heap_units = ma_region_units () / 256 + 1;
+      arena->spare_most = ma_heap_spare_most (arena);
       strncpy (arena->name, options->name, MA_NAME - 1);
       pthread_mutex_init (&arena->fork_lock, NULL);
       pthread_mutex_init (&arena->lock, NULL);

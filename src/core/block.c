@@ -148,7 +148,7 @@ ma_resize (void *p, size_t size)
   struct ma_local *local = ma_local_of (unit->local->arena);
   void *q = NULL;
   if (local != NULL)
-    q = size > before && size >= local->threshold && size >= local->plain && !ma_large_crowded ()
+    q = size > before && size >= local->arena->threshold && !ma_large_crowded ()
             ? ma_large_grown (local, size)
             : ma_alloc (local, size);
   if (q == NULL)

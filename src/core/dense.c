@@ -92,15 +92,17 @@ checked (const struct ma_unit *unit, const char *p, unsigned slot)
   return size;
 }
 
-/* The same for a block that grows to SIZE in its slot: of the canary, what will be none any more, and a bit of
- * the rest, which is looked at when the block is freed. */
+/* The same for a block that is resized in its slot. Where it grows: of the canary, what will be none any more,
+ * and a bit of the rest, which is looked at when the block is freed. */
 static size_t
 near_checked (const struct ma_unit *unit, const char *p, unsigned slot, size_t size)
 {
   if (unit->rest == 0 || is_object (unit) || (MA_HAS_TAGS && unit->is_tagged))
     return checked (unit, p, slot);
   size_t before = live_size (unit, p, slot);
-  size_t end = ((size > before ? size : before) + 31) & ~(size_t)15;
+  if (size <= before) /* what it leaves becomes canary, over all that was there */
+    return checked (unit, p, slot);
+  size_t end = (size + 31) & ~(size_t)15;
   if (unlikely (!slot_intact_long (p, before, end < unit->slot ? end : unit->slot))
       && !wiped_by_fork (unit, p, before))
     crime (unit, p, slot);

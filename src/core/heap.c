@@ -5,6 +5,18 @@
 #include "fatal.h"
 #include "options.h"
 
+size_t
+ma_heap_spare_most (const malloc_arena *arena)
+{
+  if (arena->is_plain || arena->is_isolated || arena->is_secretmem)
+    return 0;
+  size_t most = arena->limit != 0 ? arena->limit : SIZE_MAX;
+  size_t lockable = arena->is_secure && arena->lock_policy != MALLOC_ARENA_LOCK_OFF
+                        ? os_lock_limit ()
+                        : SIZE_MAX;
+  return (lockable < most ? lockable : most) / 4;
+}
+
 int
 ma_heap_charge (malloc_arena *arena, size_t bytes)
 {

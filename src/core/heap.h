@@ -48,6 +48,7 @@ struct malloc_arena
   size_t limit;
   size_t threshold; /* requests from this size up are large */
   size_t heap_units;
+  size_t spare_most; /* bytes that may be mapped with pages that nobody asked for among them */
   char name[MA_NAME];
   /* Memory from the kernel, in bytes, and what it refused, by property. */
   _Atomic size_t mapped;
@@ -126,6 +127,9 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
 extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
+/* The arena's spare_most: a quarter of what it may have, and nothing where a spare page could stand for one
+ * that is refused: secret memory, which steps down when it is. */
+size_t ma_heap_spare_most (const malloc_arena *arena);
 /* BYTES more of the arena's limit; 0 or ENOMEM. */
 int ma_heap_charge (malloc_arena *arena, size_t bytes);
 void ma_heap_refund (malloc_arena *arena, size_t bytes);

@@ -487,10 +487,11 @@ void *
 ma_large_grown (struct ma_local *local, size_t size)
 {
   malloc_arena *arena = local->arena;
-  if (size <= PTRDIFF_MAX && !arena->is_plain && !arena->is_isolated)
+  size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  pages = rounded_pages (arena, pages + (pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES));
+  size_t mapped = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
+  if (size <= arena->spare_most && mapped + (pages << MA_PAGE_SHIFT) <= arena->spare_most)
     {
-      size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-      pages = rounded_pages (arena, pages + (pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES));
       int refused;
       struct ma_unit *unit = pop_warm (local, pages);
       int is_warm = unit != NULL;

@@ -91,42 +91,6 @@ ma_clear_registers (void)
 #endif
 }
 
-/* valgrind takes what was just made stack for undefined, and would report the look at it. These
- * instructions, which do nothing, are how a program tells it otherwise: its request
- * MAKE_MEM_DEFINED. */
-static inline void
-say_defined (void *p, size_t n)
-{
-  const volatile uintptr_t request[6] = { 0x4d430002, (uintptr_t)p, n, 0, 0, 0 };
-#if defined(__x86_64__)
-  uintptr_t result = 0;
-  __asm__ volatile ("rolq $3, %%rdi\n\trolq $13, %%rdi\n\t"
-                    "rolq $61, %%rdi\n\trolq $51, %%rdi\n\t"
-                    "xchgq %%rbx, %%rbx"
-                    : "+d"(result)
-                    : "a"(request)
-                    : "cc", "memory");
-#elif defined(__aarch64__)
-  register uintptr_t result __asm__ ("x3") = 0;
-  register const volatile uintptr_t *place __asm__ ("x4") = request;
-  __asm__ volatile ("ror x12, x12, #3\n\tror x12, x12, #13\n\t"
-                    "ror x12, x12, #51\n\tror x12, x12, #61\n\t"
-                    "orr x10, x10, x10"
-                    : "+r"(result)
-                    : "r"(place)
-                    : "cc", "memory");
-#endif
-}
-
-void ma_wipe_stack (void *p, size_t n);
-
-__attribute__ ((used, visibility ("hidden"))) void
-ma_wipe_stack (void *p, size_t n)
-{
-  say_defined (p, n);
-  ma_wipe_back (p, n);
-}
-
 /* Assembly, as a C function has a frame, with holes in it that it does not write. The stack pointer
  * moves for the while, so that signals find room and the kernel grows the stack; what is called
  * has its frame below it all. The caller's frame is where the word on top of the stack says. */
@@ -148,7 +112,7 @@ __asm__ (".pushsection .text\n\t"
          "sub $8, %rsp\n\t"
          "push %rax\n\t"
          ".cfi_escape 0x0f, 5, 0x77, 0, 0x06, 0x23, 8\n\t" /* CFA: 8 + *rsp */
-         "call ma_wipe_stack\n\t"
+         "call ma_wipe_back\n\t"
          "pop %rsp\n\t"
          ".cfi_def_cfa rsp, 8\n\t"
          "jmp ma_clear_registers\n\t"
@@ -171,7 +135,7 @@ __asm__ (".pushsection .text\n\t"
          "stp x2, x30, [sp]\n\t"
          ".cfi_escape 0x0f, 3, 0x8f, 0, 0x06\n\t" /* CFA: *sp */
          ".cfi_escape 0x10, 0x1e, 2, 0x8f, 8\n\t" /* x30: at sp + 8 */
-         "bl ma_wipe_stack\n\t"
+         "bl ma_wipe_back\n\t"
          "ldp x2, x30, [sp]\n\t"
          "mov sp, x2\n\t"
          ".cfi_def_cfa sp, 0\n\t"

@@ -78,6 +78,33 @@ enum
 
 #define MA_FENCE() __asm__ volatile ("" : : : "memory")
 
+/* valgrind takes memory that was never written, and what has just become stack, for undefined, and would report
+ * the look at it. These instructions, which do nothing, are how a program tells it otherwise: its request
+ * MAKE_MEM_DEFINED. */
+static inline void
+ma_say_defined (void *p, size_t n)
+{
+  const volatile uintptr_t request[6] = { 0x4d430002, (uintptr_t)p, n, 0, 0, 0 };
+#if defined(__x86_64__)
+  uintptr_t result = 0;
+  __asm__ volatile ("rolq $3, %%rdi\n\trolq $13, %%rdi\n\t"
+                    "rolq $61, %%rdi\n\trolq $51, %%rdi\n\t"
+                    "xchgq %%rbx, %%rbx"
+                    : "+d"(result)
+                    : "a"(request)
+                    : "cc", "memory");
+#elif defined(__aarch64__)
+  register uintptr_t result __asm__ ("x3") = 0;
+  register const volatile uintptr_t *place __asm__ ("x4") = request;
+  __asm__ volatile ("ror x12, x12, #3\n\tror x12, x12, #13\n\t"
+                    "ror x12, x12, #51\n\tror x12, x12, #61\n\t"
+                    "orr x10, x10, x10"
+                    : "+r"(result)
+                    : "r"(place)
+                    : "cc", "memory");
+#endif
+}
+
 /* Defines both with vectors of WIDTH bytes, eight at a time. A CPU gathers stores to neighbours: in turn
  * between two places they take half as long again. The fences keep that order, and the compiler from
  * making string instructions of what is left. */
@@ -130,6 +157,7 @@ enum
   {                                                                                                \
     if (n >= MA_WIPE_CHUNK)                                                                        \
       {                                                                                            \
+        ma_say_defined (p, n);                                                                     \
         size_t odd = ((uintptr_t)p + n) % 64; /* chunks are whole cache lines */                   \
         n -= odd;                                                                                  \
         ma_wipe_inline ((char *)p + n, odd);                                                       \

@@ -85,30 +85,61 @@ require (malloc_arena *arena, size_t limit, size_t size)
   CHECK_EQUAL (receipt.locked_bytes, receipt.mapped_bytes);
 }
 
-/* A block that has grown gets more room than it needs, but not where there is no more to be locked: no step
- * down for it, and no refusal. */
+/* A block that has grown may get more room than it needs, but not where there is no more to be locked: no
+ * step down for it, and no refusal. */
 static void
-grown (malloc_arena *arena, size_t limit)
+grown_when_full (malloc_arena *arena, size_t limit)
 {
   size_t page = CHECK_PAGE;
+  /* Of secret memory the kernel counts more than is asked for. */
+  size_t left = check_receipt (arena).requested & MALLOC_ARENA_SECRETMEM ? 28 : 14;
   char *p = malloc_arena (arena, malloc, 8 * page);
   CHECK (p != NULL);
   memset (p, 1, 8 * page);
   void *ballast[256];
   unsigned n = 0;
-  while (check_receipt (arena).locked_bytes + 14 * page <= limit)
+  while (check_receipt (arena).locked_bytes + left * page <= limit)
     {
       CHECK (n < 256);
       CHECK ((ballast[n++] = malloc_arena (arena, malloc, page)) != NULL);
     }
   CHECK ((p = realloc (p, 12 * page)) != NULL);
   CHECK (check_all (p, 1, 8 * page));
-  struct malloc_arena_receipt receipt = check_honest (arena);
-  CHECK (receipt.obtained & MALLOC_ARENA_LOCKED);
-  CHECK_EQUAL (receipt.locked_bytes, receipt.mapped_bytes);
   free (p);
   while (n > 0)
     free (ballast[--n]);
+}
+
+/* Nor where it would be missing afterwards. */
+static void
+grown_leaves_room (malloc_arena *arena)
+{
+  size_t page = CHECK_PAGE;
+  char *p = malloc_arena (arena, malloc, 15 * page);
+  CHECK ((p = realloc (p, 32 * page)) != NULL);
+  char *q = malloc_arena (arena, malloc, 20 * page);
+  CHECK (q != NULL);
+  free (p);
+  free (q);
+}
+
+static void
+grown (unsigned kind, unsigned policy, size_t limit)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind, .lock = policy };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL || kind & HEAP_SECRETMEM);
+  if (arena == NULL)
+    return;
+  unsigned obtained = check_receipt (arena).obtained;
+  CHECK (obtained & MALLOC_ARENA_LOCKED);
+  grown_when_full (arena, limit);
+  malloc_arena_trim (arena);
+  grown_leaves_room (arena);
+  struct malloc_arena_receipt receipt = check_honest (arena);
+  CHECK_EQUAL (receipt.obtained, obtained);
+  CHECK_EQUAL (receipt.locked_bytes, receipt.mapped_bytes);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
 static void
@@ -157,9 +188,14 @@ main (int argc, char **argv)
                                           .kind = kind ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE,
                                           .lock = policy };
   errno = 0;
-  malloc_arena *arena = malloc_arena_new (&options);
   if (policy != MALLOC_ARENA_LOCK_OFF && limit >= 64 * CHECK_PAGE && limit < ENOUGH)
-    grown (arena, limit);
+    {
+      grown (HEAP_SECURE, policy, limit);
+      grown (HEAP_SECURE | HEAP_ISOLATED, policy, limit);
+      if (limit >= 128 * CHECK_PAGE)
+        grown (HEAP_SECURE | HEAP_SECRETMEM, policy, limit);
+    }
+  malloc_arena *arena = malloc_arena_new (&options);
   for (size_t size = 100; size < 200000; size *= 40)
     if (policy == MALLOC_ARENA_LOCK_PREFER)
       prefer (arena, limit, size);

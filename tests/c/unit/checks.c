@@ -68,6 +68,16 @@ use_after_free (void *data)
   free (keep);
 }
 
+/* Wherever the block's end moves to in its slot, what was written behind it is seen: now or at the free. */
+static void
+resize_after_overflow (void *data)
+{
+  const struct crime *crime = data;
+  char *p = malloc_arena (arena, malloc, crime->size);
+  p[crime->at] ^= 1;
+  free (check_hide (realloc (p, crime->size + crime->history - 1)));
+}
+
 static void
 expect (void (*body) (void *), struct crime crime, const char *words)
 {
@@ -139,6 +149,15 @@ main (void)
             expect (use_after_free, (struct crime){ size, slot - 1, history }, "use after wipe");
           }
     }
+  /* One byte less, as many, one more. */
+  for (unsigned change = 0; change < 3; change++)
+    for (size_t size = 200; size < 2040; size += 115)
+      {
+        size_t slot = ma_class_slot[ma_class_of (size)];
+        for (size_t at = size + change; at < slot; at += 1 + (slot - size) / 9)
+          expect (resize_after_overflow, (struct crime){ size, at, (enum history)change },
+                  "canary overwritten");
+      }
   if (!CHECK_SANITIZED)
     {
       is_freed_once (100);

@@ -118,6 +118,27 @@ moves_in (malloc_arena *home, size_t from, size_t to)
   free (p);
 }
 
+/* Blocks that grow and are small share pages still. */
+static void
+stays_small (unsigned kind)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind, .name = "small" };
+  malloc_arena *arena = malloc_arena_new (&options);
+  if (arena == NULL && kind & HEAP_TAGGED)
+    return; /* no tags on this machine */
+  CHECK (arena != NULL);
+  static void *blocks[1000];
+  for (size_t i = 0; i < 1000; i++)
+    {
+      blocks[i] = malloc_arena (arena, malloc, 16);
+      CHECK ((blocks[i] = realloc (blocks[i], 100)) != NULL);
+    }
+  CHECK (check_stats (arena).mapped_bytes <= 300000 + 4 * CHECK_PAGE);
+  for (size_t i = 0; i < 1000; i++)
+    free (blocks[i]);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -132,6 +153,10 @@ main (void)
       for (size_t active = 0; active < 3; active++)
         stays (all[home], all[active]);
     }
+  stays_small (HEAP_SECURE);
+  stays_small (HEAP_DEFAULT);
+  stays_small (HEAP_TAGGED);
+  stays_small (HEAP_SECURE | HEAP_TAGGED);
   shrinks (secure);
   shrinks (isolated);
   grows (secure);
