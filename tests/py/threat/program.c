@@ -251,7 +251,8 @@ look (int signal)
   int saved = errno;
   char *p = wiped;
   (void)signal;
-  if (p != NULL && byte_at (p) == 0 && byte_at (p + wiped_size - 1) != 0)
+  /* From its start, or from its end. */
+  if (p != NULL && (byte_at (p) == 0) != (byte_at (p + wiped_size - 1) == 0))
     {
       in_the_middle++;
       if (ends_there)
