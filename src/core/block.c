@@ -147,6 +147,7 @@ ma_resize (void *p, size_t size)
     no_block (unit, p);
   struct ma_local *local = ma_local_of (unit->local->arena);
   void *q = NULL;
+  /* A large one, where large ones are not too many: those that grow mostly do so again. */
   if (local != NULL)
     q = size > before && size >= local->arena->threshold && !ma_large_crowded ()
             ? ma_large_grown (local, size)

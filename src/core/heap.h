@@ -127,8 +127,9 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
 extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
-/* The arena's spare_most: a quarter of what it may have, and nothing where a spare page could stand for one
- * that is refused: secret memory, which steps down when it is. */
+/* The arena's spare_most: a quarter of what it may have, so that who comes later finds the rest. Nothing for
+ * secret memory, where the kernel's refusal of a spare page would be told as a step down; for an isolated
+ * arena, where the page before a block must fault; and for a plain one, whose blocks grow where they are. */
 size_t ma_heap_spare_most (const malloc_arena *arena);
 /* BYTES more of the arena's limit; 0 or ENOMEM. */
 int ma_heap_charge (malloc_arena *arena, size_t bytes);

@@ -137,18 +137,20 @@ tail_end_of (const struct ma_unit *unit, char *tail)
   return (size_t)(end - tail) < MA_PAGE ? end : tail + MA_PAGE;
 }
 
-/* The usual canaries: LEAD bytes before the block, and after it the N that its size was rounded up by, which
- * are the last of the two words before END. */
-static inline uint64_t
-last_bytes (size_t n)
-{
-  return n == 0 ? 0 : ~(uint64_t)0 << (64 - 8 * n);
-}
-
+/* Whether the canaries are the usual ones: LEAD bytes before the block, and after it the few that its size was
+ * rounded up by. These end with the range, in its last two words, of which the block has the rest: there is
+ * one of at least a byte, at a multiple of 16. */
 static inline int
 is_usual (const char *lead, const char *block, const char *tail, const char *end)
 {
   return likely (block - lead == LEAD) && likely (end - tail < 16);
+}
+
+/* Of a word: its last N bytes; none if N is negative. */
+static inline uint64_t
+last_bytes (ptrdiff_t n)
+{
+  return n <= 0 ? 0 : n >= 8 ? UINT64_MAX : UINT64_MAX << (64 - 8 * n);
 }
 
 static void
@@ -166,16 +168,11 @@ place (struct ma_unit *unit, char *block, size_t size)
       return;
     }
   uint64_t canary = ma_sealed.canary;
-  size_t n = (size_t)(end - tail);
-  ma_aligned_word *first = (ma_aligned_word *)lead, *last = (ma_aligned_word *)end;
+  ma_aligned_word *first = (ma_aligned_word *)lead, *last = (ma_aligned_word *)end - 1;
+  uint64_t mask = last_bytes (end - tail), mask_before = last_bytes (end - tail - 8);
   first[0] = first[1] = canary;
-  uint64_t mask = last_bytes (n < 8 ? n : 8);
-  last[-1] = (last[-1] & ~mask) | (canary & mask);
-  if (n > 8)
-    {
-      mask = last_bytes (n - 8);
-      last[-2] = (last[-2] & ~mask) | (canary & mask);
-    }
+  last[0] = (last[0] & ~mask) | (canary & mask);
+  last[-1] = (last[-1] & ~mask_before) | (canary & mask_before);
 }
 
 static int
@@ -200,12 +197,10 @@ is_intact (const struct ma_unit *unit)
   if (is_usual (lead, block, tail, end))
     {
       uint64_t canary = ma_sealed.canary;
-      size_t n = (size_t)(end - tail);
-      const ma_aligned_word *first = (ma_aligned_word *)lead, *last = (ma_aligned_word *)end;
+      const ma_aligned_word *first = (ma_aligned_word *)lead, *last = (ma_aligned_word *)end - 1;
       uint64_t damage = (first[0] ^ canary) | (first[1] ^ canary)
-                        | ((last[-1] ^ canary) & last_bytes (n < 8 ? n : 8));
-      if (n > 8)
-        damage |= (last[-2] ^ canary) & last_bytes (n - 8);
+                        | ((last[0] ^ canary) & last_bytes (end - tail))
+                        | ((last[-1] ^ canary) & last_bytes (end - tail - 8));
       intact = damage == 0;
     }
   else

@@ -73,7 +73,7 @@ void ma_move (void *to, void *from, size_t n);
 
 enum
 {
-  MA_WIPE_CHUNK = 8192 /* much for a call of memset, little for the first cache */
+  MA_WIPE_CHUNK = 8192 /* much beside the look at its end, little for the first cache */
 };
 
 #define MA_FENCE() __asm__ volatile ("" : : : "memory")
@@ -105,7 +105,7 @@ ma_say_defined (void *p, size_t n)
 #endif
 }
 
-/* Defines both with vectors of WIDTH bytes, eight at a time. A CPU gathers stores to neighbours: in turn
+/* Defines both, as wipe_back_WIDTH and move_WIDTH, with vectors of so many bytes, eight at a time. A CPU gathers stores to neighbours: in turn
  * between two places they take half as long again. The fences keep that order, and the compiler from
  * making string instructions of what is left. */
 #define MA_LONG_WAYS(width, target)                                                                \
