@@ -129,7 +129,7 @@ grown (unsigned kind, unsigned policy, size_t limit)
   struct malloc_arena_options options = { .size = sizeof options, .kind = kind, .lock = policy };
   malloc_arena *arena = malloc_arena_new (&options);
   CHECK (arena != NULL || kind & HEAP_SECRETMEM);
-  if (arena == NULL)
+  if (arena == NULL) /* required, and refused from the start */
     return;
   unsigned obtained = check_receipt (arena).obtained;
   CHECK (obtained & MALLOC_ARENA_LOCKED);

@@ -70,12 +70,29 @@ use_after_free (void *data)
 
 /* Wherever the block's end moves to in its slot, what was written behind it is seen: now or at the free. */
 static void
-resize_after_overflow (void *data)
+resize_after_overflow (const struct crime *crime, size_t size)
 {
-  const struct crime *crime = data;
   char *p = malloc_arena (arena, malloc, crime->size);
   p[crime->at] ^= 1;
-  free (check_hide (realloc (p, crime->size + crime->history - 1)));
+  free (check_hide (realloc (p, size)));
+}
+
+static void
+overflow_and_shrink (void *crime)
+{
+  resize_after_overflow (crime, ((struct crime *)crime)->size - 1);
+}
+
+static void
+overflow_and_stay (void *crime)
+{
+  resize_after_overflow (crime, ((struct crime *)crime)->size);
+}
+
+static void
+overflow_and_grow (void *crime)
+{
+  resize_after_overflow (crime, ((struct crime *)crime)->size + 1);
 }
 
 static void
@@ -149,15 +166,21 @@ main (void)
             expect (use_after_free, (struct crime){ size, slot - 1, history }, "use after wipe");
           }
     }
-  /* One byte less, as many, one more. */
-  for (unsigned change = 0; change < 3; change++)
-    for (size_t size = 200; size < 2040; size += 115)
-      {
-        size_t slot = ma_class_slot[ma_class_of (size)];
-        for (size_t at = size + change; at < slot; at += 1 + (slot - size) / 9)
-          expect (resize_after_overflow, (struct crime){ size, at, (enum history)change },
-                  "canary overwritten");
-      }
+  for (size_t size = 200; size < 2040; size += 115)
+    {
+      size_t slot = ma_class_slot[ma_class_of (size)];
+      for (size_t at = size + 1; at < slot; at += 1 + (slot - size) / 9)
+        {
+          struct crime crime = { size, at, IN_A_MIX };
+          expect (overflow_and_shrink, crime, "canary overwritten");
+          expect (overflow_and_stay, crime, "canary overwritten");
+          expect (overflow_and_grow, crime, "canary overwritten");
+        }
+    }
+  /* What a large block's size was rounded up by: beyond it is the guard. */
+  for (size_t size = 5009; size < 5024; size++)
+    for (size_t at = size; at < 5024; at++)
+      expect (overflow, (struct crime){ size, at, IN_A_MIX }, "canary overwritten");
   if (!CHECK_SANITIZED)
     {
       is_freed_once (100);
