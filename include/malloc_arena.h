@@ -202,8 +202,8 @@ ptrdiff_t malloc_arena_walk (malloc_arena *arena, struct malloc_arena_extent *ex
 /* The arena's name, for messages. Valid until the arena is deleted. */
 const char *malloc_arena_name (const malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
-/* Overwrites BYTES of dead stack below the caller's frame and the vector registers, where calls
- * that handled a secret left copies. 128 KiB cost about 2 us. Async-signal-safe, but in a thread other
+/* Makes BYTES of dead stack below the caller's frame zero, and the vector registers, where calls
+ * that handled a secret left copies. 128 KiB cost about 1 us. Async-signal-safe, but in a thread other
  * than the first that no arena was ever used in: its first call asks where its stack lies, which
  * allocates. */
 void malloc_arena_scrub (size_t bytes) MALLOC_ARENA_NOTHROW;
