@@ -9,10 +9,11 @@
 #define MA_DENSE_H
 
 #include "slab.h"
+#include "wipe.h"
 
 /* A block of SIZE <= MA_DENSE_MOST bytes, all zero in a secure arena; NULL with ENOMEM. By the
  * owner. */
-void *ma_dense_alloc (struct ma_local *local, size_t size);
+void *ma_dense_alloc (struct ma_local *local, size_t size) MA_DIRECT;
 /* The same in a plain arena, where it ends without a canary and nothing is written. */
 void *ma_dense_plain (struct ma_local *local, size_t size);
 /* The block that one of the calls here made, tagged. */
@@ -24,7 +25,7 @@ void *ma_dense_aligned (struct ma_local *local, size_t size, size_t align);
 /* Checks that P is a live block of UNIT and intact, or aborts; returns its size. */
 size_t ma_dense_check (struct ma_unit *unit, const void *p);
 /* From any thread: checked, wiped, given back. */
-void ma_dense_free (struct ma_unit *unit, void *p);
+void ma_dense_free (struct ma_unit *unit, void *p) MA_DIRECT;
 /* Another size in the same slot; 0 where the slot does not fit it, or is not this thread's. Checks as
  * ma_dense_check does; *BEFORE: the size so far. */
 int ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *before);

@@ -31,8 +31,11 @@ ma_vector_width (void)
              ? 64
              : 32;
 }
+/* Of a function that is chosen so: its callers jump to it, not to a jump to it. */
+#define MA_DIRECT __attribute__ ((noplt))
 #else
 #define MA_CLONED
+#define MA_DIRECT
 #endif
 
 typedef long long ma_v16 __attribute__ ((vector_size (16), may_alias));
