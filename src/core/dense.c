@@ -167,10 +167,26 @@ ma_dense_plain (struct ma_local *local, size_t size)
 
 typedef void *ma_take (struct ma_local *, char *, size_t, const struct ma_unit *);
 
+/* Whether the turn of UNIT, which is mixed, comes twice in a row: it has its own shape then, until another
+ * one's turn comes. Its branches are predicted there, and vectors that lie on each other would wait for what
+ * was just wiped. Who frees may see either: both are right for its slots. */
+static inline int
+is_run (struct ma_local *local, struct ma_unit *unit)
+{
+  struct ma_unit *before = local->run;
+  if (before == unit)
+    {
+      __atomic_store_n (&unit->group, (uint8_t)ma_slot_group (unit->slot), __ATOMIC_RELAXED);
+      return 1;
+    }
+  if (before)
+    __atomic_store_n (&before->group, MA_MIXED, __ATOMIC_RELAXED);
+  local->run = unit;
+  return 0;
+}
+
 /* What is rare is a call in the last place: with one in the middle, every call would save registers
- * for it. MIXED: takes a slot of 64 to 512 bytes; NULL: this CPU has no such way. Not where a slab's turn
- * comes for the third time in a row: there the branches on its group are predicted, and vectors that lie
- * on each other would wait for what was just wiped. */
+ * for it. MIXED: takes a slot of a mixed slab; NULL: this CPU has no such way. */
 MA_INLINE void *
 alloc (struct ma_local *local, size_t size, int width, ma_take *mixed)
 {
@@ -181,14 +197,8 @@ alloc (struct ma_local *local, size_t size, int width, ma_take *mixed)
   if (unlikely (free == 0))
     return alloc_slow (local, class, size);
   char *p = unit->base + pop (local, unit, size, at, free) * unit->slot;
-  if (mixed && unit->group != MA_UP_TO_48)
-    {
-      struct ma_unit *run = local->run;
-      __atomic_store_n (&local->run, unit == local->last ? unit : NULL, __ATOMIC_RELAXED);
-      local->last = unit;
-      if (unit != run && likely (unit->group <= MA_UP_TO_512))
-        return mixed (local, p, size, unit);
-    }
+  if (mixed && unit->group == MA_MIXED && !is_run (local, unit))
+    return mixed (local, p, size, unit);
   if (unlikely (unit->group == MA_LONG) || unlikely (!slot_take (unit, p, size, width)))
     return take_any (local, p, size, unit->slot);
   return p;
@@ -301,7 +311,7 @@ free_other (struct ma_unit *unit, char *p)
 
 typedef void ma_give (struct ma_unit *, char *, size_t, size_t);
 
-/* LARGER: for slots of more than 144 bytes. MIXED: of 64 to 512 bytes, or NULL, as for alloc. Out of line, as
+/* LARGER: for slots of more than 144 bytes. MIXED: of a mixed slab, or NULL, as for alloc. Out of line, as
  * they take more registers than there are for nothing. */
 MA_INLINE void
 free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
@@ -323,11 +333,10 @@ free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
     }
   /* The product is needed no more: a register that would have to be saved. */
   __asm__ ("" : "+r"(slot));
-  if (mixed && unit->group != MA_UP_TO_48
-      && unit != __atomic_load_n (&unit->local->run, __ATOMIC_RELAXED)
-      && likely (unit->group <= MA_UP_TO_512))
+  unsigned group = __atomic_load_n (&unit->group, __ATOMIC_RELAXED);
+  if (mixed && group == MA_MIXED)
     mixed (unit, p, slot, size);
-  else if (unit->group > MA_UP_TO_144)
+  else if (group > MA_UP_TO_144)
     larger (unit, p, slot, size);
   else if (likely (slot_give_small (unit, p, size)))
     push (unit, slot, size, p);
@@ -359,16 +368,19 @@ free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
 MA_FAST_PATHS (16, NULL, NULL, )
 
 #ifdef MA_WIDE
-MA_FAST_PATHS (32, NULL, NULL, MA_TARGET_32)
+#define MA_MIXED_PATHS(width, target)                                                              \
+  target static __attribute__ ((noinline)) void *take_mixed_##width (                              \
+      struct ma_local *local, char *p, size_t size, const struct ma_unit *unit)                    \
+  {                                                                                                \
+    return likely (slot_take_mixed_##width (unit, p, size))                                        \
+               ? p                                                                                 \
+               : take_any (local, p, size, unit->slot);                                            \
+  }                                                                                                \
+  MA_GIVE (give_mixed_##width, slot_give_mixed_##width, target)                                    \
+  MA_FAST_PATHS (width, take_mixed_##width, give_mixed_##width, target)
 
-MA_TARGET_64 static __attribute__ ((noinline)) void *
-take_mixed (struct ma_local *local, char *p, size_t size, const struct ma_unit *unit)
-{
-  return likely (slot_take_mixed (unit, p, size)) ? p : take_any (local, p, size, unit->slot);
-}
-
-MA_GIVE (give_mixed, slot_give_mixed, MA_TARGET_64)
-MA_FAST_PATHS (64, take_mixed, give_mixed, MA_TARGET_64)
+MA_MIXED_PATHS (32, MA_TARGET_32)
+MA_MIXED_PATHS (64, MA_TARGET_64)
 
 static void *(*choose_alloc (void)) (struct ma_local *, size_t)
 {

@@ -86,10 +86,8 @@ struct ma_local
   int is_verified;
   size_t live_bytes;
   size_t peak_bytes;
-  /* Slab that a block of more than 40 bytes was taken from last; and, if the one before it was as well, in
-   * RUN, else NULL. Other threads read that, which is no more than a hint. */
-  struct ma_unit *last;
-  struct ma_unit *run;
+  struct ma_unit
+      *run; /* slab that may be MA_MIXED (slot.h) and that a block was taken from last, or NULL */
   size_t given_pages; /* since nothing lived last */
   size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */
   size_t present;     /* pages of slabs that are not given back */

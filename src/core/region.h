@@ -83,7 +83,7 @@ struct ma_unit
   uint8_t opened;     /* pages, from the first */
   uint16_t locked;    /* bit by page */
   uint8_t stroke[3];  /* of slot.h, for small slots; */
-  uint8_t step[6];    /* where sizes are mixed */
+  uint8_t step[6];    /* for MA_MIXED */
   uint8_t rest;       /* least canary bytes after a block */
   uint8_t is_tagged;  /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
   uint8_t had_remote; /* another thread freed in it since the heap was taken */

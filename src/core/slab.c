@@ -203,6 +203,8 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   unit->opened = 0;
   unit->avail = 0;
   unit->is_block = 1;
+  if (local->run == unit)
+    local->run = NULL;
   put_idle (local, unit);
 }
 
@@ -246,10 +248,6 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
   for (unsigned i = 0; i < 3; i++)
     unit->stroke[i] = slot_stroke (i + 1, unit->slot);
-#ifdef MA_WIDE
-  for (unsigned i = 0; i < 6; i++)
-    unit->step[i] = slot_step (i + 1, unit->slot);
-#endif
   unit->rest = local->is_plain ? 0 : MA_CANARY;
   size_t covered = local->is_plain ? unit->slot : slot_covered (unit->group);
   unit->least = (uint16_t)(covered < unit->slot ? unit->slot - covered : 0);
@@ -257,6 +255,12 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->is_tagged = (uint8_t)local->is_tagged;
   if (local->is_tagged)
     unit->group = MA_LONG;
+#ifdef MA_WIDE
+  for (unsigned i = 0; i < 6; i++)
+    unit->step[i] = slot_step (i + 1, unit->slot);
+  if (unit->group > MA_UP_TO_48 && unit->group < MA_MIXED && ma_vector_width () > 16)
+    unit->group = MA_MIXED;
+#endif
   if (unit->group == MA_LONG || is_object (unit))
     {
       unit->least = UINT16_MAX;

@@ -7,8 +7,9 @@
  * CPU has no such vectors the compiler makes two of each. Slots beyond the groups are looped over, out
  * of line.
  *
- * Which group it is, is a branch as well. A CPU with vectors of 64 bytes needs so few for the longest
- * slot of the groups that, where sizes are mixed, each slot gets all of them, the last ones on each other.
+ * Which group it is, is a branch as well, and where sizes are mixed that one is mispredicted. There each slot
+ * of 64 bytes or more gets what the longest one needs, 512 bytes of vectors, the last ones on each other. A
+ * mispredicted branch takes longer.
  *
  * A load waits for the cache when the bytes it wants were just written by two stores. So slots are
  * multiples of 32, or the vectors of both passes lie so that each load is one store; and the canary,
@@ -77,6 +78,7 @@ enum ma_group
   MA_UP_TO_144,
   MA_UP_TO_320,
   MA_UP_TO_512,
+  MA_MIXED,   /* any of the three before, in a CPU with wider vectors: sizes come in turns */
   MA_UNWIPED, /* no canary, nothing is looked at: any size of a plain arena */
   MA_LONG     /* no shape */
 };
@@ -345,7 +347,7 @@ slot_give (const struct ma_unit *unit, char *p, size_t size)
     return 1;
   if (unlikely (!slot_intact_shape (p, size, slot, 4)))
     return 0;
-  if (unit->group == MA_UP_TO_320)
+  if (slot <= 320)
     slot_wipe_shape (p, slot, 5);
   else
     slot_wipe_shape (p, slot, 8);
@@ -353,16 +355,60 @@ slot_give (const struct ma_unit *unit, char *p, size_t size)
 }
 
 #ifdef MA_WIDE
-/* ---- slots of 64 to 512 bytes, whatever their group: for CPUs with vectors of 64 bytes ---- */
+/* ---- slots of 64 to 512 bytes, whatever their shape ---- */
 
-typedef long long ma_v64 __attribute__ ((vector_size (64), aligned (16), may_alias));
-
-/* Where the second to seventh of eight vectors lies, in words; the eighth is at the end. */
+/* Where the second to seventh of eight times 64 bytes lie, in words; the eighth is at the end. */
 static inline uint8_t
 slot_step (unsigned i, size_t slot)
 {
   return (uint8_t)((64 * i < slot - 64 ? 64 * i : slot - 64) / 8);
 }
+
+/* As slot_take and slot_give above. The canary is looked at in vectors: where sizes are mixed nobody
+ * has just written there. */
+MA_INLINE int
+slot_take_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t last = unit->slot - 64;
+  ma_v32 seen = CONST_AT (p, 0) | CONST_AT (p, 32) | CONST_AT (p, last) | CONST_AT (p, last + 32);
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; i++)
+    {
+      const char *q = p + 8 * (size_t)unit->step[i];
+      seen |= CONST_AT (q, 0) | CONST_AT (q, 32);
+      /* One after the other: with all of them at once registers would be saved. */
+      __asm__ ("" : "+x"(seen));
+    }
+  if (unlikely (!slot_is_none (&seen, 32)))
+    return 0;
+  slot_canary_shape (p, size, unit->slot, 2);
+  return 1;
+}
+
+MA_INLINE int
+slot_give_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t last = unit->slot - 64;
+  long long word = (long long)ma_sealed.canary;
+  ma_v32 canary = { word, word, word, word };
+  ma_v32 damage = ((CONST_AT (p, last) ^ canary) & SLOT_MASK (size, last))
+                  | ((CONST_AT (p, last + 32) ^ canary) & SLOT_MASK (size, last + 32));
+  if (unlikely (!slot_is_none (&damage, 32)))
+    return 0;
+  ma_v32 zero = { 0, 0, 0, 0 };
+  AT (p, 0) = AT (p, 32) = zero;
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; i++)
+    {
+      char *q = p + 8 * (size_t)unit->step[i];
+      AT (q, 0) = AT (q, 32) = zero;
+    }
+  AT (p, last) = AT (p, last + 32) = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
+  return 1;
+}
+
+typedef long long ma_v64 __attribute__ ((vector_size (64), aligned (16), may_alias));
 
 /* Which of the last 64 bytes are after the block. */
 static inline uint64_t
@@ -371,10 +417,8 @@ slot_rest (size_t size, size_t slot)
   return UINT64_MAX << (size - (slot - 64));
 }
 
-/* As slot_take and slot_give above. The canary is looked at in one vector: where sizes are mixed nobody
- * has just written there. */
 MA_INLINE int
-slot_take_mixed (const struct ma_unit *unit, char *p, size_t size)
+slot_take_mixed_64 (const struct ma_unit *unit, char *p, size_t size)
 {
   ma_v64 *last = (ma_v64 *)(p + unit->slot - 64);
   ma_v64 seen = *(const ma_v64 *)p | *last;
@@ -399,7 +443,7 @@ slot_take_mixed (const struct ma_unit *unit, char *p, size_t size)
 }
 
 MA_INLINE int
-slot_give_mixed (const struct ma_unit *unit, char *p, size_t size)
+slot_give_mixed_64 (const struct ma_unit *unit, char *p, size_t size)
 {
   ma_v64 *last = (ma_v64 *)(p + unit->slot - 64);
   ma_v64 canary = (long long)ma_sealed.canary + (ma_v64){ 0, 0, 0, 0, 0, 0, 0, 0 };

@@ -137,6 +137,41 @@ reused_space (unsigned kind)
   CHECK_EQUAL (malloc_arena_delete (second), 0);
 }
 
+/* Pages that have blocks of another size next: nothing of the first size's ways is left with them. */
+static void
+other_size (size_t before, size_t after)
+{
+  malloc_arena *arena = new_arena (HEAP_SECURE, "sizes", 0);
+  drop (fill (arena, before, 3), 0);
+  uintptr_t slab = (uintptr_t)blocks[0] >> 16;
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_region ().present, 0);
+  /* Slabs of other sizes until it is the turn of that one. */
+  size_t n = 0;
+  void *others[8];
+  while (fill (arena, after, 40) == 40 && (uintptr_t)blocks[0] >> 16 != slab)
+    {
+      drop (40, 0);
+      malloc_arena_trim (arena);
+      CHECK (n < 8);
+      CHECK_EQUAL (fill (arena, 2000 + 100 * n, 1), 1);
+      others[n++] = blocks[0];
+    }
+  void *kept = blocks[39];
+  void *again[2]; /* the first of a slab goes another way */
+  for (size_t i = 0; i < 2; i++)
+    CHECK ((again[i] = malloc_arena (arena, malloc, before)) != NULL);
+  for (size_t i = 0; i < 39; i++)
+    free (blocks[i]);
+  CHECK (check_all (kept, 0x42, after));
+  free (kept);
+  free (again[0]);
+  free (again[1]);
+  while (n > 0)
+    free (others[--n]);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 static void *
 worker (void *data)
 {
@@ -230,6 +265,8 @@ main (void)
   limited (HEAP_DEFAULT);
   sparse ();
   reused_space (HEAP_DEFAULT);
+  other_size (100, 16);
+  other_size (400, 1000);
   ended_threads ();
   by_class (HEAP_DEFAULT);
   by_class (HEAP_SECURE);

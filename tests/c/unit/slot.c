@@ -37,20 +37,22 @@ struct way
     return u->group <= MA_UP_TO_144 ? slot_give_small (u, p, size) : slot_give (u, p, size);       \
   }
 
+#define MIXED_WAY(width, target)                                                                   \
+  target static int take_mixed_##width (const struct ma_unit *u, char *p, size_t size)             \
+  {                                                                                                \
+    return slot_take_mixed_##width (u, p, size);                                                   \
+  }                                                                                                \
+  target static int give_mixed_##width (const struct ma_unit *u, char *p, size_t size)             \
+  {                                                                                                \
+    return slot_give_mixed_##width (u, p, size);                                                   \
+  }
+
 WAY (16, )
 #ifdef MA_WIDE
 WAY (32, MA_TARGET_32)
+MIXED_WAY (32, MA_TARGET_32)
 WAY (64, MA_TARGET_64)
-MA_TARGET_64 static int
-take_mixed (const struct ma_unit *u, char *p, size_t size)
-{
-  return slot_take_mixed (u, p, size);
-}
-MA_TARGET_64 static int
-give_mixed (const struct ma_unit *u, char *p, size_t size)
-{
-  return slot_give_mixed (u, p, size);
-}
+MIXED_WAY (64, MA_TARGET_64)
 #endif
 
 static int
@@ -166,6 +168,7 @@ main (void)
       return 0;
     }
   look_all (&(struct way){ "32 bytes", take_32, give_32, 0, 0 });
+  look_all (&(struct way){ "32 bytes, mixed sizes", take_mixed_32, give_mixed_32, 64, 64 });
   if (!__builtin_cpu_supports ("avx512bw") || !__builtin_cpu_supports ("avx512dq")
       || !__builtin_cpu_supports ("avx512vl"))
     {
@@ -173,7 +176,7 @@ main (void)
       return 0;
     }
   look_all (&(struct way){ "64 bytes", take_64, give_64, 0, 0 });
-  look_all (&(struct way){ "mixed sizes", take_mixed, give_mixed, 64, 64 });
+  look_all (&(struct way){ "64 bytes, mixed sizes", take_mixed_64, give_mixed_64, 64, 64 });
 #endif
   return 0;
 }
