@@ -14,7 +14,11 @@
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
     && defined(__GNUC__) && !defined(__clang__)
 #define MA_WIDE 1
+#if __GNUC__ >= 12
+#define MA_CLONED __attribute__ ((target_clones ("arch=x86-64-v3", "default")))
+#else
 #define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
+#endif
 #define MA_TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
 #define MA_TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
 
