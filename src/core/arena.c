@@ -747,7 +747,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       errno = error;
       return NULL;
     }
-  local->peak_bytes = 0;
+  local->peak = 0;
   atomic_store (&arena->large_peak, 0);
   return arena;
 }

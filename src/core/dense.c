@@ -125,7 +125,7 @@ pop (struct ma_local *local, struct ma_unit *unit, size_t size, size_t at, uint6
   size_t slot = at * 64 + (size_t)__builtin_ctzl (free);
   __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
-  ma_set_live (local, local->live_bytes + size);
+  ma_add_live (local, size);
   return slot;
 }
 
@@ -272,11 +272,9 @@ push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
       return;
     }
   size_t at = slot / 64;
-  size_t live = local->live_bytes - size;
-  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
-  if (unlikely (live < local->low_water) || unlikely (unit->is_full))
+  if (unlikely (ma_subtract_live (local, size)) || unlikely (unit->is_full))
     ma_slab_tidy (local, unit);
 }
 
@@ -437,7 +435,8 @@ ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
     ma_wipe_inline (bare + before, size - before);
   else if (!local->is_plain)
     slot_canary_long (bare, size, unit->slot);
-  ma_set_live (local, local->live_bytes + size - before);
+  ma_subtract_live (local, before);
+  ma_add_live (local, size);
   __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
   if (MA_HAS_TAGS && unit->is_tagged)
     ma_tag_memory (p, size);

@@ -84,14 +84,16 @@ struct ma_local
   int is_tagged;
   int is_wiped;
   int is_verified;
-  size_t live_bytes;
-  size_t peak_bytes;
-  struct ma_unit
-      *run; /* slab that may be MA_MIXED (slot.h) and that a block was taken from last, or NULL */
+  /* Live bytes, and the most of them that there were at a free, both less FLOOR: fewer than that lead to a look
+   * for pages that nobody uses. So an allocation is one addition, and a free looks at a sign. */
+  ptrdiff_t live;
+  ptrdiff_t peak;
+  size_t floor;
+  /* Of the slabs that may be MA_MIXED (slot.h) the one that a block was taken from last, or NULL. */
+  struct ma_unit *run;
   size_t given_pages; /* since nothing lived last */
   size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */
   size_t present;     /* pages of slabs that are not given back */
-  size_t low_water;   /* fewer live bytes lead to a look for pages that nobody uses */
   struct ma_unit *current[MA_SLAB_CLASSES];      /* ma_no_slab where there is none */
   struct ma_unit *partial[MA_SLAB_CLASSES];      /* others with room */
   struct ma_spot spots[MA_OBJECT_MOST / 16 + 1]; /* by sixteenths of an object's size */
@@ -106,16 +108,52 @@ struct ma_local
   pthread_mutex_t lock;
   /* A line of its own: other threads write it. */
   _Atomic (struct ma_unit *) queue __attribute__ ((aligned (128))); /* slabs with remote frees */
-  _Atomic size_t remote_bytes; /* freed there and still counted in LIVE_BYTES */
+  _Atomic size_t remote_bytes; /* freed there and still counted in LIVE */
 };
 
-/* The counters are the owner's; others read them for statistics. */
-static inline __attribute__ ((always_inline)) void
-ma_set_live (struct ma_local *local, size_t live)
+/* By the owner; others read it. What the compiler makes of an atomic load, an addition and an atomic store is
+ * three instructions. */
+MA_INLINE void
+ma_add_live (struct ma_local *local, size_t n)
 {
-  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
-  if (unlikely (live > local->peak_bytes))
-    __atomic_store_n (&local->peak_bytes, live, __ATOMIC_RELAXED);
+#if defined(__x86_64__)
+  __asm__ ("addq %1, %0" : "+m"(local->live) : "er"(n) : "cc");
+#else
+  __atomic_store_n (&local->live, local->live + (ptrdiff_t)n, __ATOMIC_RELAXED);
+#endif
+}
+
+/* Whether fewer than FLOOR live now. */
+MA_INLINE int
+ma_subtract_live (struct ma_local *local, size_t n)
+{
+  ptrdiff_t live = local->live;
+  if (unlikely (live > local->peak))
+    __atomic_store_n (&local->peak, live, __ATOMIC_RELAXED);
+  int is_low;
+#if defined(__x86_64__)
+  __asm__ ("subq %2, %1" : "=@ccs"(is_low), "+m"(local->live) : "er"(n));
+#else
+  live -= (ptrdiff_t)n;
+  __atomic_store_n (&local->live, live, __ATOMIC_RELAXED);
+  is_low = live < 0;
+#endif
+  return is_low;
+}
+
+/* With the lock held, under which alone FLOOR changes. */
+static inline size_t
+ma_live_bytes (const struct ma_local *local)
+{
+  return (size_t)__atomic_load_n (&local->live, __ATOMIC_RELAXED) + local->floor;
+}
+
+static inline size_t
+ma_peak_bytes (const struct ma_local *local)
+{
+  ptrdiff_t live = __atomic_load_n (&local->live, __ATOMIC_RELAXED);
+  ptrdiff_t peak = __atomic_load_n (&local->peak, __ATOMIC_RELAXED);
+  return (size_t)(live > peak ? live : peak) + local->floor;
 }
 
 /* The owner of a local arena whose thread has ended. */

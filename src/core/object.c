@@ -87,8 +87,8 @@ ma_object_alloc (struct ma_local *local, size_t size)
     return alloc_elsewhere (local, size);
   size_t bytes = spot->slot;
   __atomic_store_n (spot->word, free & (free - 1), __ATOMIC_RELAXED);
-  ma_set_live (local, local->live_bytes + bytes);
-  return spot->start + (size_t)__builtin_ctzl (free) * bytes;
+  ma_add_live (local, bytes);
+  return spot->start + (unsigned)__builtin_ctzl (free) * bytes;
 }
 
 void *
@@ -130,13 +130,11 @@ MA_INLINE void
 push (struct ma_unit *unit, unsigned slot, size_t bytes, uint64_t free)
 {
   struct ma_local *local = unit->local;
-  size_t live = local->live_bytes - bytes;
-  __atomic_store_n (&local->live_bytes, live, __ATOMIC_RELAXED);
   unsigned at = slot / 64;
   __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
   if (free == 0)
     unit->rooms |= 1u << at;
-  if (unlikely (live < local->low_water))
+  if (unlikely (ma_subtract_live (local, bytes)))
     ma_slab_tidy (local, unit);
 }
 

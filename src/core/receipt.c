@@ -63,7 +63,7 @@ add (struct ma_local *local, void *data)
   size_t bytes;
   sum->blocks += ma_slab_live (local, &bytes);
   sum->bytes += bytes;
-  sum->peak += __atomic_load_n (&local->peak_bytes, __ATOMIC_RELAXED);
+  sum->peak += ma_peak_bytes (local);
 }
 
 static void

@@ -415,10 +415,14 @@ warm_pages (const struct ma_local *local)
 /* Memory is looked for when the live bytes have fallen to half of what they were when it was last
  * opened or given back: the work is in proportion to what was freed, and what stays is small when all
  * is. While there are no more pages than may stay warm, never. */
-static size_t
-low_water (const struct ma_local *local)
+static void
+set_floor (struct ma_local *local)
 {
-  return local->present > 2 * warm_pages (local) ? (local->live_bytes + 1) / 2 : 0;
+  size_t bytes = ma_live_bytes (local);
+  size_t peak = ma_peak_bytes (local);
+  local->floor = local->present > 2 * warm_pages (local) ? (bytes + 1) / 2 : 0;
+  __atomic_store_n (&local->live, (ptrdiff_t)(bytes - local->floor), __ATOMIC_RELAXED);
+  __atomic_store_n (&local->peak, (ptrdiff_t)(peak - local->floor), __ATOMIC_RELAXED);
 }
 
 static void
@@ -429,17 +433,18 @@ trim (struct ma_local *local)
     {
       /* Hardly anything is left of the work. After much of it, what would wait for its next use is
        * little against what it takes to begin anew. */
-      if (local->live_bytes < WARM_PAGES_LEAST * MA_PAGE)
+      size_t live = ma_live_bytes (local);
+      if (live < WARM_PAGES_LEAST * MA_PAGE)
         {
           ma_large_flush (local);
           if (local->given_pages > 32 * WARM_PAGES_LEAST)
             give_empty (local, 0, NULL);
-          if (local->live_bytes == 0)
+          if (live == 0)
             local->given_pages = 0;
         }
       give_heaps (local);
     }
-  local->low_water = low_water (local);
+  set_floor (local);
 }
 
 /* ---- room for a class ---- */
@@ -506,8 +511,8 @@ ma_slab_refill (struct ma_local *local, unsigned class)
   struct ma_unit *unit = next_slab (local, class, &refused);
   if (unit == NULL && ma_local_reclaim (local))
     unit = next_slab (local, class, &refused);
-  if (local->low_water < local->live_bytes / 2)
-    local->low_water = low_water (local);
+  if (local->floor < ma_live_bytes (local) / 2)
+    set_floor (local);
   pthread_mutex_unlock (&local->lock);
   errno = unit != NULL ? saved : ENOMEM;
   return unit;
@@ -522,7 +527,7 @@ ma_slab_tidy (struct ma_local *local, struct ma_unit *unit)
   pthread_mutex_lock (&local->lock);
   if (unit->is_full)
     list (local, unit);
-  if (local->live_bytes < local->low_water)
+  if (local->live < 0)
     {
       ma_slab_collect (local);
       trim (local);
@@ -539,7 +544,7 @@ ma_slab_adopt (struct ma_local *local)
   if (atomic_load_explicit (&local->owner, memory_order_relaxed) == MA_NOBODY)
     {
       ma_slab_collect (local);
-      if (local->live_bytes < local->low_water)
+      if (local->live < 0)
         trim (local);
     }
   pthread_mutex_unlock (&local->lock);
@@ -550,7 +555,7 @@ void
 ma_slab_collect (struct ma_local *local)
 {
   size_t freed_bytes = atomic_exchange_explicit (&local->remote_bytes, 0, memory_order_relaxed);
-  __atomic_store_n (&local->live_bytes, local->live_bytes - freed_bytes, __ATOMIC_RELAXED);
+  ma_subtract_live (local, freed_bytes);
   struct ma_unit *unit = atomic_exchange_explicit (&local->queue, NULL, memory_order_acq_rel);
   while (unit != NULL)
     {
@@ -601,8 +606,8 @@ size_t
 ma_slab_live (struct ma_local *local, size_t *bytes)
 {
   size_t blocks = 0;
-  *bytes = __atomic_load_n (&local->live_bytes, __ATOMIC_RELAXED)
-           - atomic_load_explicit (&local->remote_bytes, memory_order_relaxed);
+  *bytes
+      = ma_live_bytes (local) - atomic_load_explicit (&local->remote_bytes, memory_order_relaxed);
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     for (unsigned at = 0; at * 64 < unit->avail; at++)

@@ -48,6 +48,39 @@ step_by_step (unsigned kind)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* The most that lived, to the byte, and while pages come and go. */
+static void
+peak (unsigned kind)
+{
+  enum
+  {
+    SIZE = 480,
+    MANY = 14000 /* more than may stay warm */
+  };
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind, .name = "peak" };
+  arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  static void *all[MANY];
+  size_t n = 0;
+  malloc_arena_enter (arena);
+  for (size_t most = MANY / 2; most <= MANY; most += MANY / 4)
+    {
+      while (n < most)
+        CHECK ((all[n++] = malloc (SIZE)) != NULL);
+      CHECK_EQUAL (check_stats (arena).peak_bytes, n * SIZE);
+      while (n > 10)
+        free (all[--n]);
+      CHECK_EQUAL (check_stats (arena).peak_bytes, most * SIZE);
+      EXPECT (n, n * SIZE);
+    }
+  while (n > 0)
+    free (all[--n]);
+  malloc_arena_leave (arena);
+  CHECK_EQUAL (check_stats (arena).peak_bytes, (size_t)MANY * SIZE);
+  EXPECT (0, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 enum
 {
   THREADS = 8,
@@ -86,6 +119,8 @@ main (void)
 {
   step_by_step (HEAP_DEFAULT);
   step_by_step (HEAP_SECURE);
+  peak (HEAP_DEFAULT);
+  peak (HEAP_SECURE);
   step_by_step (HEAP_SECURE | HEAP_ISOLATED);
 
   arena = malloc_arena_get (HEAP_SECURE);
