@@ -212,6 +212,21 @@ ma_local_reclaim (struct ma_local *local)
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
 }
 
+int
+ma_others_reclaim (const struct ma_local *local)
+{
+  int any = 0;
+  for (unsigned i = 0; ma_self != NULL && i < MA_ARENAS; i++)
+    {
+      struct ma_local *other = ma_self->locals[i];
+      if (other == NULL || other == local || pthread_mutex_trylock (&other->lock) != 0)
+        continue;
+      any |= ma_local_reclaim (other);
+      pthread_mutex_unlock (&other->lock);
+    }
+  return any;
+}
+
 static int
 trim (struct ma_local *local)
 {
@@ -715,6 +730,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       if (arena->heap_units > ma_region_units () / 256)
         arena->heap_units = ma_region_units () / 256 + 1;
       arena->spare_most = ma_heap_spare_most (arena);
+      arena->warm_most = ma_heap_warm_most (arena);
       strncpy (arena->name, options->name, MA_NAME - 1);
       pthread_mutex_init (&arena->fork_lock, NULL);
       pthread_mutex_init (&arena->lock, NULL);

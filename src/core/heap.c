@@ -5,16 +5,35 @@
 #include "fatal.h"
 #include "options.h"
 
-size_t
-ma_heap_spare_most (const malloc_arena *arena)
+enum
 {
-  if (arena->is_plain || arena->is_isolated || arena->is_secretmem)
-    return 0;
-  size_t most = arena->limit != 0 ? arena->limit : SIZE_MAX;
+  WARM_BYTES_MOST = 8 << 20, /* also where nothing bounds it */
+  WARM_BYTES_PLAIN = 2 << 20
+};
+
+/* What the arena may have mapped, and locked where it wants that. */
+static size_t
+most (const malloc_arena *arena)
+{
+  size_t limit = arena->limit != 0 ? arena->limit : SIZE_MAX;
   size_t lockable = arena->is_secure && arena->lock_policy != MALLOC_ARENA_LOCK_OFF
                         ? os_lock_limit ()
                         : SIZE_MAX;
-  return (lockable < most ? lockable : most) / 4;
+  return lockable < limit ? lockable : limit;
+}
+
+size_t
+ma_heap_spare_most (const malloc_arena *arena)
+{
+  return arena->is_plain || arena->is_isolated || arena->is_secretmem ? 0 : most (arena) / 4;
+}
+
+size_t
+ma_heap_warm_most (const malloc_arena *arena)
+{
+  size_t bound = arena->is_plain ? WARM_BYTES_PLAIN : WARM_BYTES_MOST;
+  size_t share = most (arena) / 8 * 3;
+  return share < bound ? share : bound;
 }
 
 int

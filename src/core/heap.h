@@ -16,7 +16,7 @@
 enum
 {
   MA_ARENAS = 256,
-  MA_BINS = 57, /* of warm large blocks, by pages */
+  MA_BINS = 73, /* of warm large blocks, by pages */
   MA_NAME = 32
 };
 
@@ -49,6 +49,7 @@ struct malloc_arena
   size_t threshold; /* requests from this size up are large */
   size_t heap_units;
   size_t spare_most; /* bytes that may be mapped with pages that nobody asked for among them */
+  size_t warm_most;  /* bytes of wiped large blocks that all threads together keep */
   char name[MA_NAME];
   /* Memory from the kernel, in bytes, and what it refused, by property. */
   _Atomic size_t mapped;
@@ -104,6 +105,8 @@ struct ma_local
   uint32_t fresh_left;
   struct ma_unit *warm[MA_BINS]; /* wiped large blocks, ready */
   size_t warm_bytes;
+  unsigned warm_epoch;   /* counts how often they had to make room */
+  unsigned warm_hand;    /* bin that makes room next */
   struct ma_local *next; /* of the arena */
   pthread_mutex_t lock;
   /* A line of its own: other threads write it. */
@@ -167,6 +170,8 @@ extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("
  * secret memory, where the kernel's refusal of a spare page would be told as a step down; for an isolated
  * arena, where the page before a block must fault; and for a plain one, whose blocks grow where they are. */
 size_t ma_heap_spare_most (const malloc_arena *arena);
+/* Its warm_most: three eighths of that. */
+size_t ma_heap_warm_most (const malloc_arena *arena);
 /* BYTES more of the arena's limit; 0 or ENOMEM. */
 int ma_heap_charge (malloc_arena *arena, size_t bytes);
 void ma_heap_refund (malloc_arena *arena, size_t bytes);
@@ -203,6 +208,9 @@ void ma_heap_unlocked (malloc_arena *arena, size_t size); /* accounts only */
 /* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether
  * that was anything. By its owner, lock held. */
 int ma_local_reclaim (struct ma_local *local);
+/* The same for the parts that LOCAL's owner has of other arenas, because what may be locked was met. With locks held:
+ * those that are held elsewhere are left out. */
+int ma_others_reclaim (const struct ma_local *local);
 
 /* Notes that the kernel refused a property. */
 void ma_heap_refused (malloc_arena *arena, unsigned property, int error);

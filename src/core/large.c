@@ -10,15 +10,19 @@
 
 enum
 {
-  EXACT_BINS = 17, /* of 0 to 16 pages; above, eight bins per doubling */
-  BINNED_PAGES = 512,
+  EXACT_BINS = 17,     /* of 0 to 16 pages; above, eight bins per doubling */
+  ROUNDED_PAGES = 512, /* larger blocks get no more pages than they need */
+  BINNED_PAGES = 2048,
   LEAD = 16,            /* most canary bytes before a block */
-  WARM_BYTES = 2 << 20, /* a local arena keeps at most this much */
   VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
   SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
   SAMPLE = 64,
-  SPARE_PAGES = MA_UNIT_PAGES, /* a block that grew gets a half more than it needs, up to this */
-  CROWD = 8192                 /* ranges: a quarter of the mappings that a process has by default */
+  /* A block that grew gets a half more than it needs, up to so many pages; of what is ready twice as much, up
+   * to so many more. */
+  SPARE_PAGES = MA_UNIT_PAGES,
+  SPARE_READY = 4 * MA_UNIT_PAGES,
+  MOVED_BYTES = 256 << 10, /* in the time of two calls of the kernel and a few faults */
+  CROWD = 8192             /* ranges: a quarter of the mappings that a process has by default */
 };
 
 static _Atomic unsigned ranges; /* of all arenas */
@@ -63,7 +67,7 @@ bin_of (size_t pages)
   return EXACT_BINS + (top - 4) * 8 + (unsigned)((pages - 1) >> (top - 3) & 7);
 }
 
-/* Pages of a range in that bin: the most that bin_of puts there. */
+/* The most pages that bin_of puts there. */
 static size_t
 bin_pages (unsigned bin)
 {
@@ -85,7 +89,7 @@ bin_for (size_t pages)
 static size_t
 rounded_pages (const malloc_arena *arena, size_t pages)
 {
-  return pages <= BINNED_PAGES && !arena->is_isolated ? bin_pages (bin_of (pages)) : pages;
+  return pages <= ROUNDED_PAGES && !arena->is_isolated ? bin_pages (bin_of (pages)) : pages;
 }
 
 /* ---- canaries: LEAD bytes before the block, and after it up to the guard (or a page, where a large
@@ -333,7 +337,7 @@ open_range (struct ma_local *local, size_t pages, int less_will_do, int *refused
       if (unlockable && !less_will_do)
         {
           pthread_mutex_lock (&local->lock);
-          if (ma_local_reclaim (local))
+          if (ma_local_reclaim (local) | ma_others_reclaim (local))
             unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
           pthread_mutex_unlock (&local->lock);
         }
@@ -381,24 +385,37 @@ note_peak (malloc_arena *arena)
     ;
 }
 
-/* A range that is ready: of PAGES, or, where a block may have spare pages, a quarter more. */
-static struct ma_unit *
-pop_warm (struct ma_local *local, size_t pages)
+/* Where a range that is ready is linked: of PAGES to MOST. */
+static struct ma_unit **
+find_warm (struct ma_local *local, size_t pages, size_t most)
 {
-  unsigned bin = bin_for (pages);
-  int is_isolated = local->arena->is_isolated;
-  if (bin >= (is_isolated ? EXACT_BINS : MA_BINS))
-    return NULL;
-  size_t most = is_isolated ? pages : pages + pages / 4;
-  while (local->warm[bin] == NULL)
-    if (++bin == MA_BINS || bin_pages (bin) > most)
-      return NULL;
-  struct ma_unit *unit = local->warm[bin];
-  if (is_isolated && os_open (ma_large_start (unit), unit->pages << MA_PAGE_SHIFT))
-    return NULL;
-  local->warm[bin] = unit->next;
+  for (unsigned bin = bin_for (pages); bin < MA_BINS && bin_pages (bin) <= most; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link; link = &(*link)->next)
+      if ((*link)->pages >= pages)
+        return link;
+  return NULL;
+}
+
+static struct ma_unit *
+take_warm (struct ma_local *local, struct ma_unit **link)
+{
+  struct ma_unit *unit = *link;
+  *link = unit->next;
   local->warm_bytes -= unit->pages << MA_PAGE_SHIFT;
   return unit;
+}
+
+/* NULL if there is none. */
+static struct ma_unit *
+pop_warm (struct ma_local *local, size_t pages, size_t most)
+{
+  int is_isolated = local->arena->is_isolated;
+  struct ma_unit **link = find_warm (local, pages, is_isolated ? pages : most);
+  if (link == NULL)
+    return NULL;
+  if (is_isolated && os_open (ma_large_start (*link), (*link)->pages << MA_PAGE_SHIFT))
+    return NULL;
+  return take_warm (local, link);
 }
 
 /* The pointer that the block is known by from now on. Slots have neighbours, ranges have none, so that
@@ -456,7 +473,7 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
   if (align > MA_PAGE)
     bytes += align;
   size_t pages = rounded_pages (local->arena, (bytes + MA_PAGE - 1) >> MA_PAGE_SHIFT);
-  struct ma_unit *unit = pop_warm (local, pages);
+  struct ma_unit *unit = pop_warm (local, pages, pages + pages / 4);
   int is_warm = unit != NULL;
   int refused = 0;
   if (unit == NULL)
@@ -478,22 +495,30 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
   return settle (local, unit, is_warm, size, align);
 }
 
+/* The most that a block which has grown to PAGES gets of what is ready. */
+static size_t
+roomy_pages (size_t pages)
+{
+  return pages + (pages < SPARE_READY ? pages : SPARE_READY);
+}
+
 void *
 ma_large_grown (struct ma_local *local, size_t size)
 {
   malloc_arena *arena = local->arena;
   size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-  pages = rounded_pages (arena, pages + (pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES));
-  size_t mapped = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
-  if (size <= arena->spare_most && mapped + (pages << MA_PAGE_SHIFT) <= arena->spare_most)
+  if (size <= arena->spare_most)
     {
-      int refused;
-      struct ma_unit *unit = pop_warm (local, pages);
-      int is_warm = unit != NULL;
-      if (unit == NULL)
-        unit = open_range (local, pages, 1, &refused);
+      struct ma_unit *unit = pop_warm (local, rounded_pages (arena, pages), roomy_pages (pages));
       if (unit != NULL)
-        return settle (local, unit, is_warm, size, 16);
+        return settle (local, unit, 1, size, 16);
+      pages += pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES;
+      pages = rounded_pages (arena, pages);
+      size_t mapped = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
+      int refused;
+      if (mapped + (pages << MA_PAGE_SHIFT) <= arena->spare_most
+          && (unit = open_range (local, pages, 1, &refused)) != NULL)
+        return settle (local, unit, 0, size, 16);
     }
   int is_zero;
   return ma_large_alloc (local, size, 16, &is_zero);
@@ -558,6 +583,34 @@ leave (struct ma_unit *unit, void *to, size_t kept)
   ma_wipe_back (rest, (size_t)(tail_end_of (unit, unit->block + unit->size) - rest));
 }
 
+/* Whether BYTES more may stay warm. Others make room for them: those that were not asked for since this was so last,
+ * and then, bin by bin, any. */
+static int
+has_room (struct ma_local *local, size_t bytes)
+{
+  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
+  size_t most = local->arena->warm_most / (locals | (locals == 0));
+  if (likely (local->warm_bytes + bytes <= most))
+    return 1;
+  if (bytes > most)
+    return 0;
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link != NULL;)
+      if ((*link)->epoch != local->warm_epoch)
+        close_range (local->arena, take_warm (local, link));
+      else
+        link = &(*link)->next;
+  local->warm_epoch++;
+  for (; local->warm_bytes + bytes > most; local->warm_hand = (local->warm_hand + 1) % MA_BINS)
+    if (local->warm[local->warm_hand] != NULL)
+      close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
+  return 1;
+}
+
 void
 ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept)
 {
@@ -580,23 +633,17 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, 
   count (&arena->large_bytes, -size);
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
   unsigned bin = unit->bin;
-  if (local != NULL && bin < MA_BINS && local->warm_bytes + bytes <= WARM_BYTES
-      && (!arena->is_isolated || (bin < EXACT_BINS && os_close (start, bytes) == 0)))
+  if (local != NULL && bin < (arena->is_isolated ? EXACT_BINS : MA_BINS) && has_room (local, bytes)
+      && (!arena->is_isolated || os_close (start, bytes) == 0))
     {
+      unit->epoch = local->warm_epoch;
       unit->next = local->warm[bin];
       local->warm[bin] = unit;
       local->warm_bytes += bytes;
       return;
     }
   int saved = errno;
-  close_range (arena, unit); /* another thread may have the unit now */
-  /* Many warm ranges of sizes that are not asked for any more make room for those that are. */
-  if (local != NULL && bin < MA_BINS && bytes <= WARM_BYTES)
-    {
-      pthread_mutex_lock (&local->lock);
-      ma_large_flush (local);
-      pthread_mutex_unlock (&local->lock);
-    }
+  close_range (arena, unit);
   errno = saved;
 }
 
@@ -675,8 +722,17 @@ resized (struct ma_unit *unit, size_t size)
   note_peak (arena);
 }
 
+/* Whether to move to a range that is ready takes less time than to ask the kernel for more pages. */
+static int
+moves_better (struct ma_local *local, size_t size, size_t pages)
+{
+  return size <= MOVED_BYTES && local != NULL && size <= local->arena->spare_most
+         && find_warm (local, pages, roomy_pages (pages)) != NULL;
+}
+
 void *
-ma_large_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before)
+ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t size,
+                 size_t *size_before)
 {
   unit = ma_large_head (unit);
   size_t before = *size_before = checked (unit, p);
@@ -703,7 +759,7 @@ ma_large_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before
   if (arena->is_isolated && pages != unit->pages)
     return NULL;
   char *old_end = unit->end;
-  if (pages > unit->pages && !grow (arena, unit, pages))
+  if (pages > unit->pages && (moves_better (local, size, pages) || !grow (arena, unit, pages)))
     return NULL;
   /* A little less is no reason to go to the kernel. */
   int is_less = pages < unit->pages / 2;
@@ -746,10 +802,7 @@ ma_large_flush (struct ma_local *local)
   for (unsigned bin = 0; bin < MA_BINS; bin++)
     while (local->warm[bin])
       {
-        struct ma_unit *unit = local->warm[bin];
-        local->warm[bin] = unit->next;
-        local->warm_bytes -= unit->pages << MA_PAGE_SHIFT;
-        close_range (local->arena, unit);
+        close_range (local->arena, take_warm (local, &local->warm[bin]));
         any = 1;
       }
   return any;

@@ -22,13 +22,14 @@ size_t ma_large_check (struct ma_unit *unit, const void *p);
  * end of a realloc, so that ma_large_resize has looked at its canaries. LOCAL: the calling thread's
  * part of the block's arena, or NULL; its cache takes the range. */
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept);
-/* Another size in place: the range grows into the units behind it where these are free, and what it does
- * not need, where that is half and more, goes back to the kernel at once. The block moves within
+/* Another size in place: the range grows into the units behind it where these are free and the calling thread, of
+ * which LOCAL is the part of the arena or NULL, has no better one ready; and what it does not need, where that is half and more, goes back to the kernel at once. The block moves within
  * the range, so that it ends at the guard again, and what it leaves is wiped; in a plain arena it
  * stays where it is, and may end up to a page before the guard, or what its size was rounded up by.
  * NULL where there is no place, and in an isolated arena. Checks as ma_dense_check does; *BEFORE:
  * the size so far. */
-void *ma_large_resize (struct ma_unit *unit, void *p, size_t size, size_t *before);
+void *ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t size,
+                       size_t *before);
 /* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
 int ma_large_crowded (void);
 /* The warm ranges back to the kernel; whether there were any. Lock held. */

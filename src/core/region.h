@@ -121,6 +121,7 @@ struct ma_unit
       uint32_t units; /* of the run */
       uint32_t back;  /* of a tail: units back to the first */
       unsigned bin;
+      unsigned epoch;  /* of a warm one: when it came to be */
       uint32_t serial; /* of the arena, which may be gone when the unit still tells of the block */
       int is_locked;
       unsigned tag; /* of the block, or of the last one */

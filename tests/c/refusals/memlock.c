@@ -142,6 +142,33 @@ grown (unsigned kind, unsigned policy, size_t limit)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* What one arena keeps for its next use is not missing in another one. */
+static void
+kept_elsewhere (size_t size, size_t wanted)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .lock = MALLOC_ARENA_LOCK_REQUIRE };
+  malloc_arena *first = malloc_arena_new (&options);
+  malloc_arena *second = malloc_arena_new (&options);
+  CHECK (first != NULL && second != NULL);
+  enum
+  {
+    KEPT = 2500 * 1024
+  };
+  static void *blocks[KEPT / 100];
+  size_t n = KEPT / size;
+  for (size_t i = 0; i < n; i++)
+    CHECK ((blocks[i] = malloc_arena (first, malloc, size)) != NULL);
+  for (size_t i = 0; i < n; i++)
+    free (blocks[i]);
+  CHECK (check_receipt (first).locked_bytes > 0);
+  size_t got = 0;
+  for (void *p; got < ENOUGH / 8 * 7 && (p = malloc_arena (second, malloc, wanted)) != NULL;)
+    got += wanted;
+  CHECK (got >= ENOUGH / 8 * 7);
+  check_honest (second);
+}
+
 static void
 child (void *data)
 {
@@ -178,7 +205,26 @@ main (int argc, char **argv)
               dprintf (STDERR_FILENO, "kind, policy, limit %s: exit %d, signal %d, said: %s\n",
                        mode, outcome.exit_code, outcome.signal, outcome.text);
             }
+      for (size_t size = 100; size <= 600000 && most.rlim_max >= ENOUGH; size *= 77)
+        for (size_t wanted = 500; wanted <= 30000; wanted *= 60)
+          {
+            char mode[64];
+            snprintf (mode, sizeof mode, "kept %zu %zu", size, wanted);
+            struct check_outcome outcome = check_again (mode, NULL);
+            if (outcome.exit_code == 0 && outcome.text[0] == '\0')
+              continue;
+            wrong++;
+            dprintf (STDERR_FILENO, "%s: exit %d, said: %s\n", mode, outcome.exit_code,
+                     outcome.text);
+          }
       return wrong != 0;
+    }
+  size_t kept, wanted;
+  if (sscanf (argv[1], "kept %zu %zu", &kept, &wanted) == 2)
+    {
+      check_memlock (ENOUGH);
+      kept_elsewhere (kept, wanted);
+      return 0;
     }
   unsigned kind, policy;
   size_t limit;

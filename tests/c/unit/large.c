@@ -225,6 +225,161 @@ aligned (unsigned kind)
         }
 }
 
+/* ---- what stays ready ---- */
+
+enum
+{
+  LIMIT = 8 * MIB,
+  KEPT = LIMIT / 8 * 3 /* by all threads */
+};
+
+static malloc_arena *
+unlocked_arena (void)
+{
+  struct malloc_arena_options options = {
+    .size = sizeof options, .kind = HEAP_SECURE, .limit = LIMIT, .lock = MALLOC_ARENA_LOCK_OFF
+  };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  return arena;
+}
+
+/* Pages that the kernel had to find. */
+static long
+faults (void)
+{
+  struct rusage usage;
+  CHECK_EQUAL (getrusage (RUSAGE_SELF, &usage), 0);
+  return usage.ru_minflt;
+}
+
+static void
+use (malloc_arena *arena, const size_t *sizes, size_t n)
+{
+  char *blocks[20];
+  for (size_t i = 0; i < n; i++)
+    {
+      CHECK ((blocks[i] = malloc_arena (arena, malloc, sizes[i])) != NULL);
+      memset (blocks[i], 0x5a, sizes[i]);
+    }
+  for (size_t i = 0; i < n; i++)
+    free (blocks[i]);
+}
+
+static void
+grow (malloc_arena *arena, size_t to)
+{
+  char *p = NULL;
+  malloc_arena_enter (arena);
+  for (size_t size = 5000, before = 0; size < to; before = size, size += size / 8)
+    {
+      CHECK ((p = realloc (p, size)) != NULL);
+      memset (p + before, 0x5a, size - before);
+    }
+  malloc_arena_leave (arena);
+  free (p);
+}
+
+/* Blocks of sizes that come again and again need no new pages, also after others had their turn. */
+static void
+ready (void)
+{
+  static const size_t sizes[] = { 2 * MIB + 5, 500000, 100000, 20000 };
+  malloc_arena *arena = unlocked_arena ();
+  size_t others[20];
+  for (size_t i = 0; i < 20; i++)
+    others[i] = 50000;
+  use (arena, others, 20);
+  for (size_t round = 0; round < 2; round++)
+    use (arena, sizes, 4);
+  long before = faults ();
+  for (size_t round = 0; round < 20; round++)
+    use (arena, sizes, 4);
+  CHECK (faults () - before < 100);
+  for (size_t round = 0; round < 4; round++)
+    grow (arena, 200000);
+  before = faults ();
+  for (size_t round = 0; round < 20; round++)
+    grow (arena, 200000);
+  CHECK (faults () - before < 100);
+  CHECK_EQUAL (count_bytes (0x5a), 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* Sizes that share a bin do not share ranges that are too short; larger blocks have no pages to spare. */
+static void
+fitting (void)
+{
+  malloc_arena *arena = unlocked_arena ();
+  for (size_t size = 3 * MIB - 100 * CHECK_PAGE; size < 3 * MIB; size += 7 * CHECK_PAGE)
+    {
+      use (arena, &(size_t){ size - 3 * CHECK_PAGE }, 1);
+      char *p = malloc_arena (arena, malloc, size);
+      CHECK (p != NULL);
+      memset (p, 0x5a, size);
+      check_guarded (HEAP_SECURE, p, size);
+      CHECK (check_stats (arena).mapped_bytes < 2 * size + MIB / 4);
+      free (p);
+      malloc_arena_trim (arena);
+      CHECK ((p = malloc_arena (arena, malloc, size)) != NULL);
+      CHECK (check_stats (arena).mapped_bytes <= size + 2 * CHECK_PAGE);
+      free (p);
+    }
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+static pthread_barrier_t barrier;
+
+static void *
+keeper (void *arena)
+{
+  static const size_t sizes[] = { 50000, 100000, 200000, 400000 };
+  use (arena, sizes, 4);
+  pthread_barrier_wait (&barrier);
+  use (arena, sizes, 4);
+  pthread_barrier_wait (&barrier);
+  pthread_barrier_wait (&barrier);
+  return NULL;
+}
+
+/* And what stays is bounded, whatever was freed and however many threads there are. */
+static void
+bounded (void)
+{
+  enum
+  {
+    THREADS = 8
+  };
+  malloc_arena *arena = unlocked_arena ();
+  size_t most = check_region ().present + KEPT + 64 * CHECK_PAGE;
+  static void *blocks[LIMIT / MIB * 10];
+  size_t n = 0;
+  for (size_t left = LIMIT - MIB, size = 5000; left > size; left -= size + 4 * CHECK_PAGE)
+    {
+      size = size * 77 % 199999 + 5000;
+      if ((blocks[n] = malloc_arena (arena, malloc, size)) == NULL)
+        break;
+      memset (blocks[n++], 0x5a, size);
+    }
+  while (n > 0)
+    free (blocks[--n]);
+  CHECK (check_region ().present <= most);
+  CHECK (check_stats (arena).mapped_bytes <= KEPT + 64 * CHECK_PAGE);
+  malloc_arena_trim (arena);
+  pthread_t threads[THREADS];
+  CHECK_EQUAL (pthread_barrier_init (&barrier, NULL, THREADS + 1), 0);
+  for (size_t i = 0; i < THREADS; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, keeper, arena), 0);
+  pthread_barrier_wait (&barrier);
+  pthread_barrier_wait (&barrier);
+  CHECK (check_region ().present <= most);
+  CHECK (check_stats (arena).mapped_bytes <= KEPT + 64 * CHECK_PAGE);
+  pthread_barrier_wait (&barrier);
+  for (size_t i = 0; i < THREADS; i++)
+    pthread_join (threads[i], NULL);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -238,5 +393,8 @@ main (void)
     }
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     aligned (kinds[i]);
+  ready ();
+  fitting ();
+  bounded ();
   return 0;
 }
