@@ -141,6 +141,16 @@ def bytearray_large() -> Work:
 
 
 @micro
+def list_large() -> Work:
+    text = "a,b,c,d," * 5000
+
+    def work() -> object:
+        return len(text.split(","))
+
+    return work
+
+
+@micro
 def big_integers() -> Work:
     def work() -> object:
         number = 3
