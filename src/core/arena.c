@@ -213,17 +213,22 @@ ma_local_reclaim (struct ma_local *local)
 }
 
 int
-ma_others_reclaim (const struct ma_local *local)
+ma_others_reclaim (const malloc_arena *arena)
 {
+  /* The table's lock, so that no arena ends meanwhile. Not waited for: locks that come after it are held. */
+  if (ma_self == NULL || pthread_mutex_trylock (&table_lock) != 0)
+    return 0;
   int any = 0;
-  for (unsigned i = 0; ma_self != NULL && i < MA_ARENAS; i++)
+  for (unsigned i = 0; i < MA_ARENAS; i++)
     {
       struct ma_local *other = ma_self->locals[i];
-      if (other == NULL || other == local || pthread_mutex_trylock (&other->lock) != 0)
+      if (other == NULL || other->arena == arena || atomic_load (&other->arena->locked) == 0
+          || pthread_mutex_trylock (&other->lock) != 0)
         continue;
       any |= ma_local_reclaim (other);
       pthread_mutex_unlock (&other->lock);
     }
+  pthread_mutex_unlock (&table_lock);
   return any;
 }
 
@@ -630,6 +635,7 @@ in_child (void)
   threads = self;
   if (self)
     self->previous = self->next = NULL;
+  ma_large_forked ();
   for (unsigned i = 0; i < MA_ARENAS; i++)
     {
       malloc_arena *arena = ma_arena_table[i];
@@ -729,8 +735,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       /* In a small region a few heaps would leave nothing to the other threads. */
       if (arena->heap_units > ma_region_units () / 256)
         arena->heap_units = ma_region_units () / 256 + 1;
-      arena->spare_most = ma_heap_spare_most (arena);
-      arena->warm_most = ma_heap_warm_most (arena);
+      ma_heap_bounds (arena);
       strncpy (arena->name, options->name, MA_NAME - 1);
       pthread_mutex_init (&arena->fork_lock, NULL);
       pthread_mutex_init (&arena->lock, NULL);

@@ -131,7 +131,6 @@ ma_resize (void *p, size_t size)
 {
   struct ma_unit *unit = ma_unit_of (p);
   int is_dense = unit->kind == MA_UNIT_DENSE;
-  struct ma_local *local = NULL;
   size_t before;
   if (is_dense)
     {
@@ -140,15 +139,15 @@ ma_resize (void *p, size_t size)
     }
   else if (likely (unit->kind == MA_UNIT_LARGE || unit->kind == MA_UNIT_TAIL))
     {
-      local = ma_local_of (unit->local->arena);
-      void *moved = ma_large_resize (local, unit, p, size, &before);
+      struct ma_thread *thread = ma_self;
+      void *moved = ma_large_resize (thread ? thread->locals[unit->local->arena->index] : NULL,
+                                     unit, p, size, &before);
       if (moved)
         return moved;
     }
   else
     no_block (unit, p);
-  if (is_dense)
-    local = ma_local_of (unit->local->arena);
+  struct ma_local *local = ma_local_of (unit->local->arena);
   void *q = NULL;
   /* A large one, where large ones are not too many: those that grow mostly do so again. */
   if (local != NULL)

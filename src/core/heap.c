@@ -11,29 +11,36 @@ enum
   WARM_BYTES_PLAIN = 2 << 20
 };
 
-/* What the arena may have mapped, and locked where it wants that. */
 static size_t
-most (const malloc_arena *arena)
+limit_of (const malloc_arena *arena)
 {
-  size_t limit = arena->limit != 0 ? arena->limit : SIZE_MAX;
-  size_t lockable = arena->is_secure && arena->lock_policy != MALLOC_ARENA_LOCK_OFF
-                        ? os_lock_limit ()
-                        : SIZE_MAX;
-  return lockable < limit ? lockable : limit;
+  return arena->limit != 0 ? arena->limit : SIZE_MAX;
 }
 
-size_t
-ma_heap_spare_most (const malloc_arena *arena)
+static size_t
+lockable_of (const malloc_arena *arena)
 {
-  return arena->is_plain || arena->is_isolated || arena->is_secretmem ? 0 : most (arena) / 4;
+  return arena->is_secure && arena->lock_policy != MALLOC_ARENA_LOCK_OFF ? os_lock_limit ()
+                                                                         : SIZE_MAX;
 }
 
-size_t
-ma_heap_warm_most (const malloc_arena *arena)
+static size_t
+less (size_t a, size_t b)
 {
-  size_t bound = arena->is_plain ? WARM_BYTES_PLAIN : WARM_BYTES_MOST;
-  size_t share = most (arena) / 8 * 3;
-  return share < bound ? share : bound;
+  return a < b ? a : b;
+}
+
+void
+ma_heap_bounds (malloc_arena *arena)
+{
+  size_t limit = limit_of (arena);
+  size_t lockable = lockable_of (arena);
+  arena->spare_most = arena->is_plain || arena->is_isolated || arena->is_secretmem
+                          ? 0
+                          : less (limit, lockable) / 4;
+  size_t warm = arena->is_plain ? WARM_BYTES_PLAIN : WARM_BYTES_MOST;
+  arena->warm_most = arena->is_secretmem ? MA_WARM_LEAST : less (limit / 8 * 3, warm);
+  arena->warm_lockable = lockable / 8 * 3;
 }
 
 int
@@ -142,6 +149,8 @@ ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
   if (arena->is_secretmem && !(*state & MA_UNIT_OPEN))
     {
       int refused = os_open_secret (p, size);
+      if (refused != 0 && ma_others_reclaim (arena))
+        refused = os_open_secret (p, size);
       if (refused == 0)
         {
           *state |= MA_UNIT_OPEN | MA_UNIT_SECRET | MA_UNIT_FORK_ABSENT;

@@ -16,7 +16,8 @@
 enum
 {
   MA_ARENAS = 256,
-  MA_BINS = 73, /* of warm large blocks, by pages */
+  MA_BINS = 73,              /* of warm large blocks, by pages */
+  MA_WARM_LEAST = 256 << 10, /* bytes of them that each thread keeps whatever the others do */
   MA_NAME = 32
 };
 
@@ -48,8 +49,9 @@ struct malloc_arena
   size_t limit;
   size_t threshold; /* requests from this size up are large */
   size_t heap_units;
-  size_t spare_most; /* bytes that may be mapped with pages that nobody asked for among them */
-  size_t warm_most;  /* bytes of wiped large blocks that all threads together keep */
+  size_t spare_most;    /* bytes that may be mapped with pages that nobody asked for among them */
+  size_t warm_most;     /* bytes of wiped large blocks that each thread keeps */
+  size_t warm_lockable; /* locked bytes of them that all arenas and threads keep */
   char name[MA_NAME];
   /* Memory from the kernel, in bytes, and what it refused, by property. */
   _Atomic size_t mapped;
@@ -166,12 +168,11 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
 extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
-/* The arena's spare_most: a quarter of what it may have, so that who comes later finds the rest. Nothing for
- * secret memory, where the kernel's refusal of a spare page would be told as a step down; for an isolated
- * arena, where the page before a block must fault; and for a plain one, whose blocks grow where they are. */
-size_t ma_heap_spare_most (const malloc_arena *arena);
-/* Its warm_most: three eighths of that. */
-size_t ma_heap_warm_most (const malloc_arena *arena);
+/* Sets spare_most, a quarter of what the arena may have, so that who comes later finds the rest, and the bounds of what
+ * stays warm, three eighths. No spare pages for secret memory, where the kernel's refusal of one would be told as a
+ * step down, for an isolated arena, where the page before a block must fault, and for a plain one, whose blocks grow
+ * where they are; and next to nothing warm of secret memory, for the same reason. */
+void ma_heap_bounds (malloc_arena *arena);
 /* BYTES more of the arena's limit; 0 or ENOMEM. */
 int ma_heap_charge (malloc_arena *arena, size_t bytes);
 void ma_heap_refund (malloc_arena *arena, size_t bytes);
@@ -208,9 +209,9 @@ void ma_heap_unlocked (malloc_arena *arena, size_t size); /* accounts only */
 /* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether
  * that was anything. By its owner, lock held. */
 int ma_local_reclaim (struct ma_local *local);
-/* The same for the parts that LOCAL's owner has of other arenas, because what may be locked was met. With locks held:
- * those that are held elsewhere are left out. */
-int ma_others_reclaim (const struct ma_local *local);
+/* The same for what the calling thread has locked in other arenas, because what may be locked was met. With locks held:
+ * where somebody else holds one, nothing. */
+int ma_others_reclaim (const malloc_arena *arena);
 
 /* Notes that the kernel refused a property. */
 void ma_heap_refused (malloc_arena *arena, unsigned property, int error);

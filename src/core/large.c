@@ -25,7 +25,9 @@ enum
   CROWD = 8192             /* ranges: a quarter of the mappings that a process has by default */
 };
 
-static _Atomic unsigned ranges; /* of all arenas */
+/* Of all arenas. */
+static _Atomic unsigned ranges;
+static _Atomic size_t warm_locked; /* bytes */
 
 /* ---- what threads share ---- */
 
@@ -337,8 +339,9 @@ open_range (struct ma_local *local, size_t pages, int less_will_do, int *refused
       if (unlockable && !less_will_do)
         {
           pthread_mutex_lock (&local->lock);
-          if (ma_local_reclaim (local) | ma_others_reclaim (local))
-            unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
+          ma_local_reclaim (local);
+          ma_others_reclaim (arena);
+          unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
           pthread_mutex_unlock (&local->lock);
         }
       if (unlockable)
@@ -400,8 +403,11 @@ static struct ma_unit *
 take_warm (struct ma_local *local, struct ma_unit **link)
 {
   struct ma_unit *unit = *link;
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
   *link = unit->next;
-  local->warm_bytes -= unit->pages << MA_PAGE_SHIFT;
+  local->warm_bytes -= bytes;
+  if (unit->is_locked)
+    count (&warm_locked, -bytes);
   return unit;
 }
 
@@ -415,7 +421,12 @@ pop_warm (struct ma_local *local, size_t pages, size_t most)
     return NULL;
   if (is_isolated && os_open (ma_large_start (*link), (*link)->pages << MA_PAGE_SHIFT))
     return NULL;
-  return take_warm (local, link);
+  struct ma_unit *unit = take_warm (local, link);
+  /* The limit was met when it was opened: it may be free by now. */
+  if (!unit->is_locked)
+    ma_heap_lock (local->arena, ma_large_start (unit), unit->pages << MA_PAGE_SHIFT, unit->state,
+                  &unit->is_locked);
+  return unit;
 }
 
 /* The pointer that the block is known by from now on. Slots have neighbours, ranges have none, so that
@@ -583,16 +594,25 @@ leave (struct ma_unit *unit, void *to, size_t kept)
   ma_wipe_back (rest, (size_t)(tail_end_of (unit, unit->block + unit->size) - rest));
 }
 
-/* Whether BYTES more may stay warm. Others make room for them: those that were not asked for since this was so last,
- * and then, bin by bin, any. */
+/* Whether BYTES more may stay warm. */
 static int
-has_room (struct ma_local *local, size_t bytes)
+is_room (const struct ma_local *local, size_t bytes, int is_locked)
 {
-  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
-  size_t most = local->arena->warm_most / (locals | (locals == 0));
-  if (likely (local->warm_bytes + bytes <= most))
+  size_t all = atomic_load_explicit (&warm_locked, memory_order_relaxed);
+  return local->warm_bytes + bytes <= MA_WARM_LEAST
+         || (local->warm_bytes + bytes <= local->arena->warm_most
+             && (!is_locked || all + bytes <= local->arena->warm_lockable));
+}
+
+/* The same after others of LOCAL made room: those that were not asked for since this was so last, and then, bin by bin,
+ * any. */
+static int
+make_room (struct ma_local *local, size_t bytes, int is_locked)
+{
+  const malloc_arena *arena = local->arena;
+  if (likely (is_room (local, bytes, is_locked)))
     return 1;
-  if (bytes > most)
+  if (bytes > arena->warm_most || (is_locked && bytes > arena->warm_lockable))
     return 0;
   int saved = errno;
   pthread_mutex_lock (&local->lock);
@@ -603,12 +623,13 @@ has_room (struct ma_local *local, size_t bytes)
       else
         link = &(*link)->next;
   local->warm_epoch++;
-  for (; local->warm_bytes + bytes > most; local->warm_hand = (local->warm_hand + 1) % MA_BINS)
+  for (; local->warm_bytes != 0 && !is_room (local, bytes, is_locked);
+       local->warm_hand = (local->warm_hand + 1) % MA_BINS)
     if (local->warm[local->warm_hand] != NULL)
       close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
   pthread_mutex_unlock (&local->lock);
   errno = saved;
-  return 1;
+  return is_room (local, bytes, is_locked);
 }
 
 void
@@ -633,9 +654,12 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, 
   count (&arena->large_bytes, -size);
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
   unsigned bin = unit->bin;
-  if (local != NULL && bin < (arena->is_isolated ? EXACT_BINS : MA_BINS) && has_room (local, bytes)
+  if (local != NULL && bin < (arena->is_isolated ? EXACT_BINS : MA_BINS)
+      && make_room (local, bytes, unit->is_locked)
       && (!arena->is_isolated || os_close (start, bytes) == 0))
     {
+      if (unit->is_locked)
+        count (&warm_locked, bytes);
       unit->epoch = local->warm_epoch;
       unit->next = local->warm[bin];
       local->warm[bin] = unit;
@@ -809,6 +833,12 @@ ma_large_flush (struct ma_local *local)
 }
 
 void
+ma_large_forked (void)
+{
+  atomic_store (&warm_locked, 0);
+}
+
+void
 ma_large_after_fork (struct ma_local *local)
 {
   local->warm_bytes = 0;
@@ -820,6 +850,8 @@ ma_large_after_fork (struct ma_local *local)
         if (unit->state & MA_UNIT_OPEN)
           {
             local->warm_bytes += bytes;
+            if (unit->is_locked)
+              count (&warm_locked, bytes);
             link = &unit->next;
             continue;
           }

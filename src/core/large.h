@@ -34,7 +34,9 @@ void *ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, si
 int ma_large_crowded (void);
 /* The warm ranges back to the kernel; whether there were any. Lock held. */
 int ma_large_flush (struct ma_local *local);
-/* In a forked child: warm ranges that could not be had again are not used any more. */
+/* In a forked child, first: the kernel has locked nothing there. */
+void ma_large_forked (void);
+/* And then: warm ranges that could not be had again are not used any more. */
 void ma_large_after_fork (struct ma_local *local);
 
 /* First unit of the run that UNIT belongs to. */

@@ -48,7 +48,7 @@ extend (struct ma_local *local, struct ma_unit *unit)
     {
       ma_large_flush (local);
       give_empty (local, 0, unit);
-      ma_others_reclaim (local);
+      ma_others_reclaim (arena);
       refused = ma_heap_lock (arena, p, size, unit->state, &locked);
     }
   if (refused && (refused = ma_heap_unlockable (arena, refused)))

@@ -169,6 +169,59 @@ kept_elsewhere (size_t size, size_t wanted)
   check_honest (second);
 }
 
+/* What was opened when the limit was met is locked when it is given out after others have left. */
+static void
+locked_later (void)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_SECURE };
+  malloc_arena *arena = malloc_arena_new (&options);
+  static void *blocks[ENOUGH / 81920 + 2];
+  size_t n = 0;
+  do
+    CHECK ((blocks[n] = malloc_arena (arena, malloc, 80000)) != NULL);
+  while (check_receipt (arena).locked_bytes == check_receipt (arena).mapped_bytes
+         && ++n < sizeof blocks / sizeof blocks[0]);
+  char *last = malloc_arena (arena, malloc, 160000);
+  memset (last, 1, 160000);
+  struct check_mapping mapping = check_mapping_of (last);
+  CHECK (!check_flag (&mapping, "lo"));
+  for (size_t i = 0; i <= n; i++)
+    free (blocks[i]);
+  free (last);
+  char *p = malloc_arena (arena, malloc, 90000);
+  memset (p, 1, 90000);
+  CHECK ((p = realloc (p, 160000)) != NULL);
+  memset (p, 1, 160000);
+  mapping = check_mapping_of (p);
+  CHECK (check_flag (&mapping, "lo"));
+  free (p);
+  CHECK ((p = malloc_arena (arena, malloc, 160000)) != NULL);
+  memset (p, 1, 160000);
+  mapping = check_mapping_of (p);
+  CHECK (check_flag (&mapping, "lo"));
+}
+
+/* Nor is what is kept a step down for secret memory. */
+static void
+kept_secret (unsigned kind)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind };
+  malloc_arena *first = malloc_arena_new (&options);
+  options.kind = HEAP_SECURE | HEAP_SECRETMEM;
+  malloc_arena *second = kind == options.kind ? first : malloc_arena_new (&options);
+  CHECK (first != NULL && second != NULL);
+  if (!(check_receipt (second).obtained & MALLOC_ARENA_SECRETMEM))
+    return;
+  free (malloc_arena (first, malloc, 2900 * 1024));
+  char *p = malloc_arena (second, malloc, 5400 * 1024);
+  CHECK (p != NULL);
+  CHECK (check_receipt (second).obtained & MALLOC_ARENA_SECRETMEM);
+  free (p);
+  CHECK_EQUAL (malloc_arena_delete (second), 0);
+  if (first != second)
+    CHECK_EQUAL (malloc_arena_delete (first), 0);
+}
+
 static void
 child (void *data)
 {
@@ -217,6 +270,15 @@ main (int argc, char **argv)
             dprintf (STDERR_FILENO, "%s: exit %d, said: %s\n", mode, outcome.exit_code,
                      outcome.text);
           }
+      if (most.rlim_max >= ENOUGH)
+        {
+          struct check_outcome outcome = check_again ("more", NULL);
+          wrong += outcome.exit_code != 0 || outcome.text[0] != '\0';
+          dprintf (STDERR_FILENO, "%s", outcome.text);
+          outcome = check_again ("later", NULL);
+          wrong += outcome.exit_code != 0 || check_count (outcome.text, "\n") != 1;
+          dprintf (STDERR_FILENO, "%s", outcome.text);
+        }
       return wrong != 0;
     }
   size_t kept, wanted;
@@ -224,6 +286,19 @@ main (int argc, char **argv)
     {
       check_memlock (ENOUGH);
       kept_elsewhere (kept, wanted);
+      return 0;
+    }
+  if (strcmp (argv[1], "more") == 0)
+    {
+      check_memlock (ENOUGH);
+      kept_secret (HEAP_SECURE | HEAP_SECRETMEM);
+      kept_secret (HEAP_SECURE);
+      return 0;
+    }
+  if (strcmp (argv[1], "later") == 0)
+    {
+      check_memlock (ENOUGH / 4);
+      locked_later ();
       return 0;
     }
   unsigned kind, policy;
