@@ -215,7 +215,8 @@ ma_local_reclaim (struct ma_local *local)
 int
 ma_others_reclaim (const malloc_arena *arena)
 {
-  /* The table's lock, so that no arena ends meanwhile. Not waited for: locks that come after it are held. */
+  /* The table's lock, so that no arena ends meanwhile, and no second thread is here: this one waits for the fork locks
+   * of others while it may have its own arena's. Not waited for, as locks that come after it are held. */
   if (ma_self == NULL || pthread_mutex_trylock (&table_lock) != 0)
     return 0;
   int any = 0;

@@ -100,6 +100,14 @@ no_block (struct ma_unit *unit, const void *p)
   ma_fatal_block ("invalid free", p, unit->kind == MA_UNIT_FREE ? NULL : arena->name);
 }
 
+/* The calling thread's part of the arena that the unit is of, if it has one: to free or resize a block makes none. */
+static inline struct ma_local *
+own_part (const struct ma_unit *unit)
+{
+  struct ma_thread *thread = ma_self;
+  return thread ? thread->locals[unit->local->arena->index] : NULL;
+}
+
 MA_HOT void
 ma_release (void *p)
 {
@@ -111,8 +119,7 @@ ma_release (void *p)
     }
   if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))
     no_block (unit, p);
-  struct ma_thread *thread = ma_self;
-  ma_large_free (thread ? thread->locals[unit->local->arena->index] : NULL, unit, p, NULL, 0);
+  ma_large_free (own_part (unit), unit, p, NULL, 0);
 }
 
 size_t
@@ -139,9 +146,7 @@ ma_resize (void *p, size_t size)
     }
   else if (likely (unit->kind == MA_UNIT_LARGE || unit->kind == MA_UNIT_TAIL))
     {
-      struct ma_thread *thread = ma_self;
-      void *moved = ma_large_resize (thread ? thread->locals[unit->local->arena->index] : NULL,
-                                     unit, p, size, &before);
+      void *moved = ma_large_resize (own_part (unit), unit, p, size, &before);
       if (moved)
         return moved;
     }

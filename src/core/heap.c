@@ -12,19 +12,6 @@ enum
 };
 
 static size_t
-limit_of (const malloc_arena *arena)
-{
-  return arena->limit != 0 ? arena->limit : SIZE_MAX;
-}
-
-static size_t
-lockable_of (const malloc_arena *arena)
-{
-  return arena->is_secure && arena->lock_policy != MALLOC_ARENA_LOCK_OFF ? os_lock_limit ()
-                                                                         : SIZE_MAX;
-}
-
-static size_t
 less (size_t a, size_t b)
 {
   return a < b ? a : b;
@@ -33,8 +20,10 @@ less (size_t a, size_t b)
 void
 ma_heap_bounds (malloc_arena *arena)
 {
-  size_t limit = limit_of (arena);
-  size_t lockable = lockable_of (arena);
+  size_t limit = arena->limit != 0 ? arena->limit : SIZE_MAX;
+  size_t lockable = arena->is_secure && arena->lock_policy != MALLOC_ARENA_LOCK_OFF
+                        ? os_lock_limit ()
+                        : SIZE_MAX;
   arena->spare_most = arena->is_plain || arena->is_isolated || arena->is_secretmem
                           ? 0
                           : less (limit, lockable) / 4;

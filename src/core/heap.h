@@ -92,7 +92,8 @@ struct ma_local
   ptrdiff_t live;
   ptrdiff_t peak;
   size_t floor;
-  /* Of the slabs that may be MA_MIXED (slot.h) the one that a block was taken from last, or NULL. */
+  /* Of the slabs that may be MA_MIXED (slot.h) the one that a block was taken from last, or NULL. No other of them has
+   * its own shape. */
   struct ma_unit *run;
   size_t given_pages; /* since nothing lived last */
   size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */

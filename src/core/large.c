@@ -358,35 +358,7 @@ open_range (struct ma_local *local, size_t pages, int less_will_do, int *refused
   return unit;
 }
 
-/* ---- alloc ---- */
-
-static __attribute__ ((noinline)) MA_CLONED int
-is_still_zero (const char *p, size_t size)
-{
-  typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
-  /* Whole cache lines around the request: the range is zero beyond it as well. */
-  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)(SAMPLE - 1));
-  const char *to = (const char *)os_round_up ((uintptr_t)p + size, SAMPLE);
-  if (to - from <= VERIFIED_BYTES)
-    return ma_is_zero (from, (size_t)(to - from));
-  /* One test for all samples: one for each took a twentieth of a large block's time. */
-  vector seen = { 0, 0, 0, 0 };
-  for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
-    seen |= ((const vector *)at)[0] | ((const vector *)at)[1];
-  return ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE)
-         & ((seen[0] | seen[1] | seen[2] | seen[3]) == 0);
-}
-
-static void
-note_peak (malloc_arena *arena)
-{
-  size_t now = atomic_load_explicit (&arena->large_bytes, memory_order_relaxed);
-  size_t peak = atomic_load_explicit (&arena->large_peak, memory_order_relaxed);
-  while (now > peak
-         && !atomic_compare_exchange_weak_explicit (&arena->large_peak, &peak, now,
-                                                    memory_order_relaxed, memory_order_relaxed))
-    ;
-}
+/* ---- what stays ready: wiped ranges, by bin, the last one first ---- */
 
 /* Where a range that is ready is linked: of PAGES to MOST. */
 static struct ma_unit **
@@ -427,6 +399,117 @@ pop_warm (struct ma_local *local, size_t pages, size_t most)
     ma_heap_lock (local->arena, ma_large_start (unit), unit->pages << MA_PAGE_SHIFT, unit->state,
                   &unit->is_locked);
   return unit;
+}
+
+/* Whether BYTES more may stay warm. */
+static int
+is_room (const struct ma_local *local, size_t bytes, int is_locked)
+{
+  size_t all = atomic_load_explicit (&warm_locked, memory_order_relaxed);
+  return local->warm_bytes + bytes <= MA_WARM_LEAST
+         || (local->warm_bytes + bytes <= local->arena->warm_most
+             && (!is_locked || all + bytes <= local->arena->warm_lockable));
+}
+
+/* The same after others of LOCAL made room: those that were not asked for since this was so last, and then, bin by bin,
+ * any. */
+static int
+make_room (struct ma_local *local, size_t bytes, int is_locked)
+{
+  const malloc_arena *arena = local->arena;
+  if (likely (is_room (local, bytes, is_locked)))
+    return 1;
+  if (bytes > arena->warm_most || (is_locked && bytes > arena->warm_lockable))
+    return 0;
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link != NULL;)
+      if ((*link)->epoch != local->warm_epoch)
+        close_range (local->arena, take_warm (local, link));
+      else
+        link = &(*link)->next;
+  local->warm_epoch++;
+  for (; local->warm_bytes != 0 && !is_room (local, bytes, is_locked);
+       local->warm_hand = (local->warm_hand + 1) % MA_BINS)
+    if (local->warm[local->warm_hand] != NULL)
+      close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
+  return is_room (local, bytes, is_locked);
+}
+
+int
+ma_large_flush (struct ma_local *local)
+{
+  int any = 0;
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    while (local->warm[bin])
+      {
+        close_range (local->arena, take_warm (local, &local->warm[bin]));
+        any = 1;
+      }
+  return any;
+}
+
+void
+ma_large_forked (void)
+{
+  atomic_store (&warm_locked, 0);
+}
+
+void
+ma_large_after_fork (struct ma_local *local)
+{
+  local->warm_bytes = 0;
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link;)
+      {
+        struct ma_unit *unit = *link;
+        size_t bytes = unit->pages << MA_PAGE_SHIFT;
+        if (unit->state & MA_UNIT_OPEN)
+          {
+            local->warm_bytes += bytes;
+            if (unit->is_locked)
+              count (&warm_locked, bytes);
+            link = &unit->next;
+            continue;
+          }
+        /* Nor is its address space, of which nobody knows what lies there. */
+        *link = unit->next;
+        unlink_range (local->arena, unit);
+        ma_heap_refund (local->arena, bytes);
+      }
+}
+
+/* ---- alloc ---- */
+
+static __attribute__ ((noinline)) MA_CLONED int
+is_still_zero (const char *p, size_t size)
+{
+  typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
+  /* Whole cache lines around the request: the range is zero beyond it as well. */
+  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)(SAMPLE - 1));
+  const char *to = (const char *)os_round_up ((uintptr_t)p + size, SAMPLE);
+  if (to - from <= VERIFIED_BYTES)
+    return ma_is_zero (from, (size_t)(to - from));
+  /* One test for all samples: one for each took a twentieth of a large block's time. */
+  vector seen = { 0, 0, 0, 0 };
+  for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
+    seen |= ((const vector *)at)[0] | ((const vector *)at)[1];
+  return ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE)
+         & ((seen[0] | seen[1] | seen[2] | seen[3]) == 0);
+}
+
+static void
+note_peak (malloc_arena *arena)
+{
+  size_t now = atomic_load_explicit (&arena->large_bytes, memory_order_relaxed);
+  size_t peak = atomic_load_explicit (&arena->large_peak, memory_order_relaxed);
+  while (now > peak
+         && !atomic_compare_exchange_weak_explicit (&arena->large_peak, &peak, now,
+                                                    memory_order_relaxed, memory_order_relaxed))
+    ;
 }
 
 /* The pointer that the block is known by from now on. Slots have neighbours, ranges have none, so that
@@ -592,44 +675,6 @@ leave (struct ma_unit *unit, void *to, size_t kept)
       rest = unit->block + kept;
     }
   ma_wipe_back (rest, (size_t)(tail_end_of (unit, unit->block + unit->size) - rest));
-}
-
-/* Whether BYTES more may stay warm. */
-static int
-is_room (const struct ma_local *local, size_t bytes, int is_locked)
-{
-  size_t all = atomic_load_explicit (&warm_locked, memory_order_relaxed);
-  return local->warm_bytes + bytes <= MA_WARM_LEAST
-         || (local->warm_bytes + bytes <= local->arena->warm_most
-             && (!is_locked || all + bytes <= local->arena->warm_lockable));
-}
-
-/* The same after others of LOCAL made room: those that were not asked for since this was so last, and then, bin by bin,
- * any. */
-static int
-make_room (struct ma_local *local, size_t bytes, int is_locked)
-{
-  const malloc_arena *arena = local->arena;
-  if (likely (is_room (local, bytes, is_locked)))
-    return 1;
-  if (bytes > arena->warm_most || (is_locked && bytes > arena->warm_lockable))
-    return 0;
-  int saved = errno;
-  pthread_mutex_lock (&local->lock);
-  for (unsigned bin = 0; bin < MA_BINS; bin++)
-    for (struct ma_unit **link = &local->warm[bin]; *link != NULL;)
-      if ((*link)->epoch != local->warm_epoch)
-        close_range (local->arena, take_warm (local, link));
-      else
-        link = &(*link)->next;
-  local->warm_epoch++;
-  for (; local->warm_bytes != 0 && !is_room (local, bytes, is_locked);
-       local->warm_hand = (local->warm_hand + 1) % MA_BINS)
-    if (local->warm[local->warm_hand] != NULL)
-      close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
-  pthread_mutex_unlock (&local->lock);
-  errno = saved;
-  return is_room (local, bytes, is_locked);
 }
 
 void
@@ -817,47 +862,4 @@ int
 ma_large_crowded (void)
 {
   return atomic_load_explicit (&ranges, memory_order_relaxed) >= CROWD;
-}
-
-int
-ma_large_flush (struct ma_local *local)
-{
-  int any = 0;
-  for (unsigned bin = 0; bin < MA_BINS; bin++)
-    while (local->warm[bin])
-      {
-        close_range (local->arena, take_warm (local, &local->warm[bin]));
-        any = 1;
-      }
-  return any;
-}
-
-void
-ma_large_forked (void)
-{
-  atomic_store (&warm_locked, 0);
-}
-
-void
-ma_large_after_fork (struct ma_local *local)
-{
-  local->warm_bytes = 0;
-  for (unsigned bin = 0; bin < MA_BINS; bin++)
-    for (struct ma_unit **link = &local->warm[bin]; *link;)
-      {
-        struct ma_unit *unit = *link;
-        size_t bytes = unit->pages << MA_PAGE_SHIFT;
-        if (unit->state & MA_UNIT_OPEN)
-          {
-            local->warm_bytes += bytes;
-            if (unit->is_locked)
-              count (&warm_locked, bytes);
-            link = &unit->next;
-            continue;
-          }
-        /* Nor is its address space, of which nobody knows what lies there. */
-        *link = unit->next;
-        unlink_range (local->arena, unit);
-        ma_heap_refund (local->arena, bytes);
-      }
 }

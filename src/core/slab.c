@@ -204,6 +204,7 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   unit->opened = 0;
   unit->avail = 0;
   unit->is_block = 1;
+  /* It is another slab next, of which the run must not say that it is mixed. */
   if (local->run == unit)
     local->run = NULL;
   put_idle (local, unit);
@@ -415,7 +416,8 @@ warm_pages (const struct ma_local *local)
 
 /* Memory is looked for when the live bytes have fallen to half of what they were when it was last
  * opened or given back: the work is in proportion to what was freed, and what stays is small when all
- * is. While there are no more pages than may stay warm, never. */
+ * is. While there are no more pages than may stay warm, never. By whoever may act as owner, with the lock: what
+ * live and peak are counted from changes. */
 static void
 set_floor (struct ma_local *local)
 {

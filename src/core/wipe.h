@@ -14,7 +14,7 @@
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
     && defined(__GNUC__) && !defined(__clang__)
 #define MA_WIDE 1
-#if __GNUC__ >= 12
+#if __GNUC__ >= 12 /* older ones do not know the name; the bit instructions are missing there */
 #define MA_CLONED __attribute__ ((target_clones ("arch=x86-64-v3", "default")))
 #else
 #define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))

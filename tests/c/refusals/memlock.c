@@ -272,7 +272,7 @@ main (int argc, char **argv)
           }
       if (most.rlim_max >= ENOUGH)
         {
-          struct check_outcome outcome = check_again ("more", NULL);
+          struct check_outcome outcome = check_again ("secret", NULL);
           wrong += outcome.exit_code != 0 || outcome.text[0] != '\0';
           dprintf (STDERR_FILENO, "%s", outcome.text);
           outcome = check_again ("later", NULL);
@@ -288,7 +288,7 @@ main (int argc, char **argv)
       kept_elsewhere (kept, wanted);
       return 0;
     }
-  if (strcmp (argv[1], "more") == 0)
+  if (strcmp (argv[1], "secret") == 0)
     {
       check_memlock (ENOUGH);
       kept_secret (HEAP_SECURE | HEAP_SECRETMEM);

@@ -1,6 +1,7 @@
 /* Large blocks that change their size: in place where there is room, with one copy of what they hold at
  * any time, guarded as before, and what they leave is wiped and given back at once. In an isolated
- * arena they move: what points to the old place must fault. */
+ * arena they move: what points to the old place must fault. And what of them stays ready: enough, and not
+ * too much. */
 #include "check.h"
 
 #include <malloc.h>
