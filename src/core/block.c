@@ -32,7 +32,7 @@ alloc_tagged (struct ma_local *local, size_t size, size_t align, int *is_zero)
 
 /* A block of at least the threshold. The kernel has some 30,000 mappings for a process, and each
  * large block takes one, so that where there are thousands of them the smaller ones go into slabs. */
-static void *
+static __attribute__ ((noinline)) void *
 alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
 {
 #if MA_HAS_TAGS
@@ -49,11 +49,11 @@ alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
   return p != NULL ? p : ma_large_alloc (local, size, align, is_zero);
 }
 
-MA_HOT void *
+MA_HOT MA_VECTORS void *
 ma_alloc (struct ma_local *local, size_t size)
 {
   if (likely (size < local->threshold))
-    return ma_dense_alloc (local, size);
+    return ma_dense_alloc_here (local, size);
   if (likely (size < local->plain))
     return ma_dense_plain (local, size);
   int is_zero;
@@ -89,7 +89,7 @@ ma_aligned (struct ma_local *local, size_t size, size_t align)
   return p;
 }
 
-static _Noreturn void
+static __attribute__ ((noinline)) _Noreturn void
 no_block (struct ma_unit *unit, const void *p)
 {
   const malloc_arena *arena = unit->local ? unit->local->arena : NULL;
@@ -108,13 +108,13 @@ own_part (const struct ma_unit *unit)
   return thread ? thread->locals[unit->local->arena->index] : NULL;
 }
 
-MA_HOT void
+MA_HOT MA_VECTORS void
 ma_release (void *p)
 {
   struct ma_unit *unit = ma_unit_of (p);
   if (likely (unit->kind == MA_UNIT_DENSE))
     {
-      ma_dense_free (unit, p);
+      ma_dense_free_here (unit, p);
       return;
     }
   if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))

@@ -4,10 +4,9 @@
 #include <string.h>
 
 #include "fatal.h"
-#include "slot.h"
 #include "tag.h"
 
-const unsigned char ma_slot_masks[384] = { [192 ... 383] = 255 };
+const unsigned char ma_slot_masks[384] __attribute__ ((aligned (64))) = SLOT_MASKS;
 
 /* ---- the slot of an address ---- */
 
@@ -117,24 +116,12 @@ ma_dense_check (struct ma_unit *unit, const void *p)
 
 /* ---- alloc ---- */
 
-/* Takes the first slot of the word AT of UNIT, which is FREE and has one: read by the caller, who had to
- * look whether it has. */
-MA_INLINE size_t
-pop (struct ma_local *local, struct ma_unit *unit, size_t size, size_t at, uint64_t free)
-{
-  size_t slot = at * 64 + (size_t)__builtin_ctzl (free);
-  __atomic_store_n (&unit->free[at], free & (free - 1), __ATOMIC_RELAXED);
-  __atomic_store_n (&unit->sizes[slot], (uint16_t)(size + 1), __ATOMIC_RELAXED);
-  ma_add_live (local, size);
-  return slot;
-}
-
 /* Takes a slot of the word that the hint names, which has one. */
 MA_INLINE char *
 pop_hint (struct ma_local *local, struct ma_unit *unit, size_t size)
 {
   size_t at = unit->hint;
-  return unit->base + pop (local, unit, size, at, unit->free[at]) * unit->slot;
+  return unit->base + ma_dense_pop (local, unit, size, at, unit->free[at]) * unit->slot;
 }
 
 static __attribute__ ((noinline)) MA_CLONED void *
@@ -146,8 +133,8 @@ take_any (struct ma_local *local, char *p, size_t size, size_t slot)
   return p;
 }
 
-MA_COLD static void *
-alloc_slow (struct ma_local *local, unsigned class, size_t size)
+MA_COLD void *
+ma_dense_refilled (struct ma_local *local, size_t size, unsigned class)
 {
   struct ma_unit *unit = ma_slab_refill (local, class);
   if (unit == NULL)
@@ -165,8 +152,7 @@ ma_dense_plain (struct ma_local *local, size_t size)
   return pop_hint (local, unit, size);
 }
 
-typedef void *ma_take (struct ma_local *, char *, size_t, const struct ma_unit *);
-
+#ifdef MA_WIDE
 /* Whether the turn of UNIT, which is mixed, comes twice in a row: it has its own shape then, until another
  * one's turn comes. Its branches are predicted there, and vectors that lie on each other would wait for what
  * was just wiped. Who frees may see either: both are right for its slots. */
@@ -184,25 +170,18 @@ is_run (struct ma_local *local, struct ma_unit *unit)
   local->run = unit;
   return 0;
 }
+#endif
 
-/* What is rare is a call in the last place: with one in the middle, every call would save registers
- * for it. MIXED: takes a slot of a mixed slab; NULL: this CPU has no such way. */
-MA_INLINE void *
-alloc (struct ma_local *local, size_t size, int width, ma_take *mixed)
-{
-  unsigned class = ma_class_of (size);
-  struct ma_unit *unit = local->current[class];
-  size_t at = unit->hint;
-  uint64_t free = unit->free[at];
-  if (unlikely (free == 0))
-    return alloc_slow (local, class, size);
-  char *p = unit->base + pop (local, unit, size, at, free) * unit->slot;
-  if (mixed && unit->group == MA_MIXED && !is_run (local, unit))
-    return mixed (local, p, size, unit);
-  if (unlikely (unit->group == MA_LONG) || unlikely (!slot_take (unit, p, size, width)))
-    return take_any (local, p, size, unit->slot);
-  return p;
-}
+/* In the slot's own shape. */
+#define MA_TAKEN(name, slot_take_larger, target)                                                   \
+  target static inline void *name (size_t size, char *p, struct ma_local *local,                   \
+                                   struct ma_unit *unit)                                           \
+  {                                                                                                \
+    unsigned group = unit->group;                                                                  \
+    int is_ready = group > MA_UP_TO_144 ? group < MA_MIXED && slot_take_larger (unit, p, size)     \
+                                        : slot_take_small (unit, p, size);                         \
+    return likely (is_ready) ? p : take_any (local, p, size, unit->slot);                          \
+  }
 
 void *
 ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
@@ -236,8 +215,8 @@ ma_dense_tag (void *p, size_t size)
 
 /* ---- free ---- */
 
-static __attribute__ ((noinline)) void
-free_remote (struct ma_unit *unit, size_t slot, size_t size, const void *p)
+void
+ma_dense_free_remote (struct ma_unit *unit, size_t slot, size_t size, const void *p)
 {
   struct ma_local *local = unit->local;
   atomic_fetch_add_explicit (&local->remote_bytes, size, memory_order_relaxed);
@@ -260,24 +239,6 @@ free_remote (struct ma_unit *unit, size_t slot, size_t size, const void *p)
     ma_slab_adopt (local);
 }
 
-/* A slot that is wiped, back to its owner. */
-MA_INLINE void
-push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
-{
-  struct ma_local *local = unit->local;
-  __atomic_store_n (&unit->sizes[slot], 0, __ATOMIC_RELAXED);
-  if (unlikely (atomic_load_explicit (&local->owner, memory_order_relaxed) != ma_self))
-    {
-      free_remote (unit, slot, size, p);
-      return;
-    }
-  size_t at = slot / 64;
-  __atomic_store_n (&unit->free[at], unit->free[at] | bit_of (slot), __ATOMIC_RELAXED);
-  unit->hint = (uint8_t)at;
-  if (unlikely (ma_subtract_live (local, size)) || unlikely (unit->is_full))
-    ma_slab_tidy (local, unit);
-}
-
 /* From the first step on, who still has the pointer faults. */
 static void
 free_tagged (struct ma_unit *unit, char *p, unsigned slot)
@@ -288,12 +249,11 @@ free_tagged (struct ma_unit *unit, char *p, unsigned slot)
   if (unlikely (!slot_intact_long (bare, size, unit->slot)) && !wiped_by_fork (unit, bare, size))
     crime (unit, p, slot);
   ma_wipe_inline (bare, unit->slot);
-  push (unit, slot, size, p);
+  ma_dense_push (unit, slot, size, p);
 }
 
-/* Objects, long slots, long canaries, tags, damage: all but the usual. */
-static __attribute__ ((noinline)) MA_CLONED void
-free_other (struct ma_unit *unit, char *p)
+MA_CLONED void
+ma_dense_free_other (struct ma_unit *unit, char *p)
 {
   unsigned slot = slot_of (unit, p);
   if (MA_HAS_TAGS && unit->is_tagged)
@@ -304,109 +264,93 @@ free_other (struct ma_unit *unit, char *p)
   size_t size = checked (unit, p, slot);
   if (!unit->local->is_plain)
     ma_wipe_inline (p, unit->slot);
-  push (unit, slot, size, p);
+  ma_dense_push (unit, slot, size, p);
 }
 
-typedef void ma_give (struct ma_unit *, char *, size_t, size_t);
+/* ---- the ways of the CPU, for larger slots and for mixed slabs ---- */
 
-/* LARGER: for slots of more than 144 bytes. MIXED: of a mixed slab, or NULL, as for alloc. Out of line, as
- * they take more registers than there are for nothing. */
-MA_INLINE void
-free_slot (struct ma_unit *unit, char *p, ma_give *larger, ma_give *mixed)
+void
+ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
 {
-  uint64_t product = (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
-  size_t slot = product >> 32;
-  /* Larger pages have more than the slots that are used. */
-  if (MA_PAGE_MOST != 4096 && unlikely (slot >= __atomic_load_n (&unit->avail, __ATOMIC_RELAXED)))
-    {
-      free_other (unit, p);
-      return;
-    }
-  unsigned size = __atomic_load_n (&unit->sizes[slot], __ATOMIC_RELAXED) - 1u;
-  /* One compare for what has no live block, and for sizes that take the other way. */
-  if (unlikely (!is_start (unit, product, p) | (size - unit->least > unit->span)))
-    {
-      free_other (unit, p);
-      return;
-    }
-  /* The product is needed no more: a register that would have to be saved. */
-  __asm__ ("" : "+r"(slot));
-  unsigned group = __atomic_load_n (&unit->group, __ATOMIC_RELAXED);
-  if (mixed && group == MA_MIXED)
-    mixed (unit, p, slot, size);
-  else if (group > MA_UP_TO_144)
-    larger (unit, p, slot, size);
-  else if (likely (slot_give_small (unit, p, size)))
-    push (unit, slot, size, p);
-  else
-    free_other (unit, p);
+  ma_dense_push (unit, slot, size, p);
 }
 
-#define MA_GIVE(name, slot_give, target)                                                           \
-  target static __attribute__ ((noinline)) void name (struct ma_unit *unit, char *p, size_t slot,  \
-                                                      size_t size)                                 \
+#define MA_FREE(name, is_given, target)                                                            \
+  target static void name (char *p, size_t slot, size_t size, struct ma_unit *unit)                \
   {                                                                                                \
-    if (likely (slot_give (unit, p, size)))                                                        \
-      push (unit, slot, size, p);                                                                  \
+    if (likely (is_given))                                                                         \
+      ma_dense_push (unit, slot, size, p);                                                         \
     else                                                                                           \
-      free_other (unit, p);                                                                        \
+      ma_dense_free_other (unit, p);                                                               \
   }
-
-#define MA_FAST_PATHS(width, take_mixed, give_mixed, target)                                       \
-  target static void *alloc_##width (struct ma_local *local, size_t size)                          \
-  {                                                                                                \
-    return alloc (local, size, width, take_mixed);                                                 \
-  }                                                                                                \
-  MA_GIVE (larger_##width, slot_give, target)                                                      \
-  target static void free_##width (struct ma_unit *unit, void *p)                                  \
-  {                                                                                                \
-    free_slot (unit, p, larger_##width, give_mixed);                                               \
-  }
-
-MA_FAST_PATHS (16, NULL, NULL, )
 
 #ifdef MA_WIDE
-#define MA_MIXED_PATHS(width, target)                                                              \
-  target static __attribute__ ((noinline)) void *take_mixed_##width (                              \
-      struct ma_local *local, char *p, size_t size, const struct ma_unit *unit)                    \
+#define MA_WAYS(width, target)                                                                     \
+  MA_TAKEN (taken_own_##width, slot_take_larger_##width, target)                                   \
+  target static void *taken_##width (size_t size, char *p, struct ma_local *local,                 \
+                                     struct ma_unit *unit)                                         \
   {                                                                                                \
+    if (unit->group != MA_MIXED || is_run (local, unit))                                           \
+      return taken_own_##width (size, p, local, unit);                                             \
     return likely (slot_take_mixed_##width (unit, p, size))                                        \
                ? p                                                                                 \
                : take_any (local, p, size, unit->slot);                                            \
   }                                                                                                \
-  MA_GIVE (give_mixed_##width, slot_give_mixed_##width, target)                                    \
-  MA_FAST_PATHS (width, take_mixed_##width, give_mixed_##width, target)
+  MA_FREE (free_mixed_##width, slot_give_mixed_##width (unit, p, size), target)                    \
+  MA_FREE (free_larger_##width, slot_give_larger_##width (unit, p, size), target)
 
-MA_MIXED_PATHS (32, MA_TARGET_32)
-MA_MIXED_PATHS (64, MA_TARGET_64)
+MA_WAYS (32, MA_TARGET_32)
+MA_WAYS (64, MA_TARGET_64)
 
-static void *(*choose_alloc (void)) (struct ma_local *, size_t)
+/* A CPU without such vectors: all slots are long, or not wiped, and the other two are not called. */
+static void *
+taken_none (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
 {
-  int vectors = ma_vector_width ();
-  return vectors == 64 ? alloc_64 : vectors == 32 ? alloc_32 : alloc_16;
+  return take_any (local, p, size, unit->slot);
 }
+#define free_mixed_none NULL
+#define free_larger_none NULL
 
-static void (*choose_free (void)) (struct ma_unit *, void *)
-{
-  int vectors = ma_vector_width ();
-  return vectors == 64 ? free_64 : vectors == 32 ? free_32 : free_16;
-}
+#define MA_CHOICE(name)                                                                            \
+  static __typeof__ (ma_dense_##name) *choose_##name (void)                                        \
+  {                                                                                                \
+    int vectors = ma_vector_width ();                                                              \
+    return vectors == 64 ? name##_64 : vectors == 32 ? name##_32 : name##_none;                    \
+  }                                                                                                \
+  __typeof__ (ma_dense_##name) ma_dense_##name __attribute__ ((ifunc ("choose_" #name)));
 
-void *ma_dense_alloc (struct ma_local *, size_t) __attribute__ ((ifunc ("choose_alloc")));
-void ma_dense_free (struct ma_unit *, void *) __attribute__ ((ifunc ("choose_free")));
+MA_CHOICE (taken)
+MA_CHOICE (free_mixed)
+MA_CHOICE (free_larger)
 #else
+MA_TAKEN (taken, slot_take_larger_32, )
+
 void *
-ma_dense_alloc (struct ma_local *local, size_t size)
+ma_dense_taken (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
 {
-  return alloc_16 (local, size);
+  return taken (size, p, local, unit);
 }
+
+MA_FREE (free_larger, slot_give_larger_32 (unit, p, size), )
 
 void
-ma_dense_free (struct ma_unit *unit, void *p)
+ma_dense_free_larger (char *p, size_t slot, size_t size, struct ma_unit *unit)
 {
-  free_16 (unit, p);
+  free_larger (p, slot, size, unit);
 }
 #endif
+
+MA_VECTORS MA_HOT void *
+ma_dense_alloc (struct ma_local *local, size_t size)
+{
+  return ma_dense_alloc_here (local, size);
+}
+
+MA_VECTORS MA_HOT void
+ma_dense_free (struct ma_unit *unit, void *p)
+{
+  ma_dense_free_here (unit, p);
+}
 
 int
 ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *size_before)

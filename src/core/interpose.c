@@ -281,16 +281,17 @@ first_trim (size_t pad)
 
 /* ---- the family ---- */
 
-MA_EXPORT MA_HOT void *
+MA_EXPORT MA_HOT MA_VECTORS void *
 malloc (size_t size)
 {
   struct ma_local *local = ma_active;
   if (likely (local == NULL))
     return next.routine.malloc (size);
-  return ma_block_alloc (local, size);
+  return likely (size < local->threshold) ? ma_dense_alloc_here (local, size)
+                                          : ma_alloc (local, size);
 }
 
-MA_EXPORT MA_HOT void
+MA_EXPORT MA_HOT MA_VECTORS void
 free (void *p)
 {
   if (likely (!ma_is_ours (p)))
@@ -298,7 +299,11 @@ free (void *p)
       next.routine.free (p);
       return;
     }
-  ma_block_free (p);
+  struct ma_unit *unit = ma_unit_of (p);
+  if (likely (unit->kind == MA_UNIT_DENSE))
+    ma_dense_free_here (unit, p);
+  else
+    ma_release (p);
 }
 
 MA_EXPORT MA_HOT void *
@@ -519,7 +524,7 @@ static void *
 start_inside (void *data)
 {
   struct start start = *(struct start *)data;
-  ma_block_free (data);
+  ma_release (data);
   ma_arena_enter (start.arena);
   /* No leave: it is for the thread's life, which may end in pthread_exit. */
   return start.routine (start.argument);
@@ -548,7 +553,7 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
   struct start *start = NULL;
   if (ma_options ()->inherit == MA_INHERIT)
     {
-      start = ma_block_alloc (local, sizeof *start);
+      start = ma_alloc (local, sizeof *start);
       if (start == NULL)
         return EAGAIN;
       *start = (struct start){ routine, argument, local->arena };
@@ -560,7 +565,7 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
   int refused = create (thread, attributes, routine, argument);
   ma_arena_leave (NULL);
   if (refused && start)
-    ma_block_free (start);
+    ma_release (start);
   return refused;
 }
 
@@ -590,7 +595,7 @@ malloc_arena_call_size (malloc_arena *arena, malloc_arena_size_routine routine, 
       ma_arena_check (arena);
       ma_bind_check ((void (*) (void))routine);
       struct ma_local *local = ma_local_of (arena);
-      return local ? ma_block_alloc (local, size) : NULL;
+      return local ? ma_alloc (local, size) : NULL;
     }
   BOUND (void *, routine (size));
 }

@@ -36,7 +36,7 @@ ma_object_forget_refused (void)
 static __attribute__ ((noinline)) void *
 alloc_block (struct ma_local *local, size_t size)
 {
-  void *p = ma_block_alloc (local, size);
+  void *p = ma_alloc (local, size);
   return likely (p != NULL) ? p : refused (local);
 }
 
@@ -165,7 +165,7 @@ free_special (struct ma_unit *unit, char *p)
       || atomic_load_explicit (&unit->queued, memory_order_relaxed)
       || !is_mine (unit, p, product, &free) || is_away (unit, slot))
     {
-      ma_block_free (p);
+      ma_release (p);
       return;
     }
   ma_wipe_inline (p, unit->slot);

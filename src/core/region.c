@@ -127,7 +127,7 @@ reserve (size_t size)
     *(uint8_t *)unforked = 1;
   ma_sealed.units = table;
   ma_sealed.dump_refused = os_exclude_from_dump (base, size);
-  ma_sealed.canary = new_canary ();
+  ma_sealed.canary = ma_sealed.canary_again = new_canary ();
   ma_sealed.unforked = unforked;
   ma_sealed.region.base = (uintptr_t)base;
   ma_sealed.origin

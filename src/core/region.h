@@ -63,8 +63,8 @@ enum ma_large_state
   MA_LARGE_FREED
 };
 
-/* All that is known of 16 pages. The first cache line is what a free reads; a hint and a bit word
- * are what it writes. Sized so that neighbours do not fall into the same cache sets. */
+/* All that is known of 16 pages. The first cache line is what a free reads; a hint and a bit word are what
+ * it writes. Sized so that neighbours do not fall into the same cache sets. */
 struct ma_unit
 {
   char *base;
@@ -79,14 +79,11 @@ struct ma_unit
   uint8_t class;
   uint8_t group;      /* of slots, see slot.h */
   uint8_t hint;       /* word of FREE to look at first */
-  uint8_t state;      /* MA_UNIT_OPEN, ... */
-  uint8_t opened;     /* pages, from the first */
-  uint16_t locked;    /* bit by page */
-  uint8_t stroke[3];  /* of slot.h, for small slots; */
+  uint16_t guess;     /* slot that was taken last, and is often the next one as well */
+  uint16_t stroke[3]; /* of slot.h, for slots of up to 320 bytes; */
   uint8_t step[6];    /* for MA_MIXED */
   uint8_t rest;       /* least canary bytes after a block */
   uint8_t is_tagged;  /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
-  uint8_t had_remote; /* another thread freed in it since the heap was taken */
   union
   {
     struct
@@ -98,7 +95,12 @@ struct ma_unit
     };
     uint64_t is_special; /* any of these: not for the fast path of objects */
   };
+  /* The second line: what is seldom looked at. */
   _Atomic uint8_t large; /* enum ma_large_state */
+  uint8_t state;         /* MA_UNIT_OPEN, ... */
+  uint8_t opened;        /* pages, from the first */
+  uint8_t had_remote;    /* another thread freed in it since the heap was taken */
+  uint16_t locked;       /* bit by page */
   /* Of a slab of objects, bit by word of FREE: may have a free slot. One that has, and no bit, is found when
    * none is left that has one. */
   uint32_t rooms;
@@ -131,14 +133,17 @@ struct ma_unit
       remote[MA_WORDS]; /* bit by slot: freed by another thread, wiped, not yet in FREE */
 } __attribute__ ((aligned (128)));
 
+_Static_assert (offsetof (struct ma_unit, large) <= 64, "what a free reads is one cache line");
+
 /* Written once, under the lock, then read-only memory. ma_region is its first member. */
 struct ma_sealed
 {
   struct ma_region region;
   struct ma_unit *units;
-  uintptr_t origin; /* where the unit of address 0 would be */
-  uint64_t canary;  /* fills the bytes after a block; no byte of it is zero */
-  int dump_refused; /* errno where the region could not be excluded from dumps */
+  uintptr_t origin;      /* where the unit of address 0 would be */
+  uint64_t canary;       /* fills the bytes after a block; no byte of it is zero; */
+  uint64_t canary_again; /* once more, so that a word of it in any turn is a load */
+  int dump_refused;      /* errno where the region could not be excluded from dumps */
   /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
   const volatile uint8_t *unforked;
 };

@@ -260,7 +260,9 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
 #ifdef MA_WIDE
   for (unsigned i = 0; i < 6; i++)
     unit->step[i] = slot_step (i + 1, unit->slot);
-  if (unit->group > MA_UP_TO_48 && unit->group < MA_MIXED && ma_vector_width () > 16)
+  if (unit->group < MA_MIXED && ma_vector_width () == 16)
+    unit->group = MA_LONG;
+  else if (unit->group > MA_UP_TO_48 && unit->group < MA_MIXED)
     unit->group = MA_MIXED;
 #endif
   if (unit->group == MA_LONG || is_object (unit))
@@ -564,7 +566,7 @@ ma_slab_collect (struct ma_local *local)
     {
       struct ma_unit *next = unit->queue_next;
       /* First, so that a free that comes while the words are read queues the slab again; the fences
-       * here and in free_remote order "my write, then the other's" on both sides. Release, as whoever
+       * here and in ma_dense_free_remote order "my write, then the other's" on both sides. Release, as whoever
        * sees it writes queue_next, which must be read by then. */
       atomic_store_explicit (&unit->queued, 0, memory_order_release);
       atomic_thread_fence (memory_order_seq_cst);

@@ -2,10 +2,9 @@
  *
  * This is what the fast paths spend their time on. Sizes differ from call to call, so that a loop
  * over a slot ends in a mispredicted branch, which costs as much as 500 bytes of stores. Instead,
- * slots are in groups, and within a group the work has one shape: a fixed number of 32-byte vectors,
- * half of them from the start and half from the end, so that they overlap in the middle. Where the
- * CPU has no such vectors the compiler makes two of each. Slots beyond the groups are looped over, out
- * of line.
+ * slots are in groups, and within a group the work has one shape: a fixed number of vectors, most of 32
+ * bytes, which lie on each other where the slot has not so many. Slots beyond the groups are looped over, out of
+ * line, and so are all where the CPU is an x86-64 without such vectors; on others the compiler makes two of each.
  *
  * Which group it is, is a branch as well, and where sizes are mixed that one is mispredicted. There each slot
  * of 64 bytes or more gets what the longest one needs, 512 bytes of vectors, the last ones on each other. A
@@ -48,6 +47,18 @@ bit_of (size_t slot)
   return (uint64_t)1 << (slot & 63);
 }
 
+static inline uint64_t
+with_bit (uint64_t word, size_t slot)
+{
+#if defined(__x86_64__)
+  /* The compiler takes four instructions. */
+  __asm__ ("btsq %1, %0" : "+r"(word) : "r"(slot) : "cc");
+  return word;
+#else
+  return word | bit_of (slot);
+#endif
+}
+
 static inline uint16_t
 page_bits (unsigned from, unsigned to)
 {
@@ -74,13 +85,13 @@ is_object (const struct ma_unit *unit)
 /* In the order of their slots: comparisons mean "up to". */
 enum ma_group
 {
-  MA_UP_TO_48, /* the sizes of most calls: two vectors, where the next group has five */
+  MA_UP_TO_48, /* two vectors, where the next group has five */
   MA_UP_TO_144,
   MA_UP_TO_320,
   MA_UP_TO_512,
   MA_MIXED,   /* any of the three before, in a CPU with wider vectors: sizes come in turns */
   MA_UNWIPED, /* no canary, nothing is looked at: any size of a plain arena */
-  MA_LONG     /* no shape */
+  MA_LONG     /* no shape, or no vectors */
 };
 
 static inline unsigned
@@ -96,94 +107,67 @@ ma_slot_group (size_t slot)
 /* Slots are at multiples of 16. */
 typedef long long ma_v32 __attribute__ ((vector_size (32), aligned (16), may_alias));
 
-/* Bytes that are 0 before and 255 from the middle on: a mask for any boundary is a load. */
+/* Bytes that are 0 before the boundary and 255 after it: a mask for any boundary is a load. Of the short canaries,
+ * which most blocks have, one of a single cache line. */
+#define SLOT_BOUNDARY 224
+#define SLOT_MASKS { [SLOT_BOUNDARY... 383] = 255 }
 extern MA_HIDDEN const unsigned char ma_slot_masks[384];
 
 typedef long long ma_v32_anywhere __attribute__ ((vector_size (32), aligned (1), may_alias));
 
 /* The mask of the bytes at or after BOUNDARY of the 32 at offset AT. */
 #define SLOT_MASK(boundary, at)                                                                    \
-  (*(const ma_v32_anywhere *)(ma_slot_masks + 192 + (at) - (boundary)))
+  (*(const ma_v32_anywhere *)(ma_slot_masks + SLOT_BOUNDARY + (at) - (boundary)))
 
-/* WIDTH: of the vectors, in bytes, that the caller is compiled for. */
+/* By pointer: a vector is no argument where the CPU may have none. */
 MA_INLINE int
-slot_is_none (const ma_v32 *vector, int width)
+slot_is_none (const ma_v32 *seen)
 {
 #ifdef MA_WIDE
-  if (width >= 32)
-    {
-      int is_none;
-      __asm__ ("vptest %1, %1" : "=@ccz"(is_none) : "x"(*vector));
-      return is_none;
-    }
+  int is_none;
+  __asm__ ("vptest %1, %1" : "=@ccz"(is_none) : "x"(*seen));
+  return is_none;
+#else
+  return ((*seen)[0] | (*seen)[1] | (*seen)[2] | (*seen)[3]) == 0;
 #endif
-  (void)width;
-  ma_v32 seen = *vector;
-  return (seen[0] | seen[1] | seen[2] | seen[3]) == 0;
+}
+
+/* Adds 16 bytes to what is SEEN. */
+MA_INLINE void
+slot_see_half (ma_v32 *seen, const char *p)
+{
+  const ma_v16 *half = (const ma_v16 *)p;
+#ifdef MA_WIDE
+  /* The compiler takes four instructions. */
+  ma_v32 wide;
+  __asm__ ("vmovdqu %1, %x0" : "=x"(wide) : "m"(*half));
+#else
+  ma_v32 wide = { (*half)[0], (*half)[1], 0, 0 };
+#endif
+  *seen |= wide;
 }
 
 #define AT(p, offset) (*(ma_v32 *)((p) + (offset)))
 #define CONST_AT(p, offset) (*(const ma_v32 *)((p) + (offset)))
 
-/* Where in a slot of up to 144 bytes the second to fourth vector lies: the last whole one, if there
- * are not so many. */
-static inline uint8_t
+/* Where in a slot of up to 144 bytes the second to fourth vector of 32 bytes lies, and in one of up to 320 the third
+ * to fifth of 64: on the last whole one, if there are not so many. */
+static inline uint16_t
 slot_stroke (unsigned i, size_t slot)
 {
-  size_t last = (slot & ~(size_t)31) - 32;
-  return (uint8_t)(32 * i < last ? 32 * i : last);
-}
-
-/* Slots of 32 and 48 bytes. */
-MA_INLINE int
-slot_is_zero_48 (const char *p, size_t slot, int width)
-{
-  const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
-  ma_v32 seen = { (*rest)[0], (*rest)[1], 0, 0 };
-  seen |= CONST_AT (p, 0);
-  return slot_is_none (&seen, width);
-}
-
-MA_INLINE void
-slot_wipe_48 (char *p, size_t slot)
-{
-  AT (p, slot - 32) = (ma_v32){ 0, 0, 0, 0 };
-  AT (p, 0) = (ma_v32){ 0, 0, 0, 0 };
-  __asm__ volatile ("" : : "r"(p) : "memory");
-}
-
-/* Slots up to 144 are whole vectors and, every second of them, 16 bytes more. */
-MA_INLINE int
-slot_is_zero_144 (const char *p, size_t slot, const uint8_t *stroke, int width)
-{
-  ma_v32 seen = CONST_AT (p, 0) | CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1])
-                | CONST_AT (p, stroke[2]);
-  const ma_v16 *rest = (const ma_v16 *)(p + slot - 16);
-  ma_v32 rest_twice = { (*rest)[0], (*rest)[1], 0, 0 };
-  seen |= rest_twice;
-  return slot_is_none (&seen, width);
-}
-
-MA_INLINE void
-slot_wipe_144 (char *p, size_t slot, const uint8_t *stroke)
-{
-  /* Last first: what the others write again is read from them. */
-  AT (p, slot - 32) = (ma_v32){ 0, 0, 0, 0 };
-  AT (p, 0) = (ma_v32){ 0, 0, 0, 0 };
-  AT (p, stroke[0]) = (ma_v32){ 0, 0, 0, 0 };
-  AT (p, stroke[1]) = (ma_v32){ 0, 0, 0, 0 };
-  AT (p, stroke[2]) = (ma_v32){ 0, 0, 0, 0 };
-  __asm__ volatile ("" : : "r"(p) : "memory");
+  size_t at = slot <= 144 ? 32 * i : 64 * (i + 1);
+  size_t last = slot <= 144 ? (slot & ~(size_t)31) - 32 : (slot & ~(size_t)63) - 64;
+  return (uint16_t)(at < last ? at : last);
 }
 
 MA_INLINE int
-slot_is_zero_shape (const char *p, size_t slot, int half, int width)
+slot_is_zero_shape (const char *p, size_t slot, int half)
 {
   ma_v32 seen = { 0, 0, 0, 0 };
 #pragma GCC unroll 8
   for (int i = 0; i < half; i++)
     seen |= CONST_AT (p, 32 * (size_t)i) | CONST_AT (p, slot - 32 * (size_t)(i + 1));
-  return slot_is_none (&seen, width);
+  return slot_is_none (&seen);
 }
 
 MA_INLINE void
@@ -217,8 +201,7 @@ typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
 static inline uint64_t
 slot_canary_word (size_t at)
 {
-  unsigned turn = (unsigned)(at & 7) * 8;
-  return ma_sealed.canary >> turn | ma_sealed.canary << (-turn & 63);
+  return *(const ma_word *)((const char *)&ma_sealed.canary + (at & 7));
 }
 
 /* Whether the canary is what was written: its first 8 bytes, and of the slot's last words those WORDS
@@ -233,9 +216,10 @@ slot_intact_shape (const char *p, size_t size, size_t slot, int words)
   for (int i = words; i > 1; i--)
     {
       size_t at = slot - 8 * (size_t)i;
-      damage |= *(const ma_word *)(p + (at > first ? at : first)) ^ c;
+      at = at > first ? at : first;
       /* One after the other: with all of them at once the caller would save registers. */
-      __asm__ ("" : "+r"(damage));
+      __asm__ ("" : "+r"(damage), "+r"(at));
+      damage |= *(const ma_word *)(p + at) ^ c;
     }
   damage |= *(const ma_word *)(p + slot - 8) ^ c;
   return damage == 0;
@@ -289,41 +273,25 @@ slot_covered (unsigned group)
   return group <= MA_UP_TO_144 ? 23 : group < MA_UNWIPED ? 39 : 0;
 }
 
-/* Gives a free slot, not a long one, to a block of a size of its class: 0 if it was written since
- * it was wiped, and then the canary is not. */
+/* Gives a free slot of up to 144 bytes to a block of a size of its class: 0 if it was written since it was
+ * wiped, and then the canary is not. Such slots are whole vectors and, every second of them, 16 bytes
+ * more. Those of up to 48 bytes have the jump: they have time for it. */
 MA_INLINE int
-slot_take (const struct ma_unit *unit, char *p, size_t size, int width)
+slot_take_small (const struct ma_unit *unit, char *p, size_t size)
 {
   size_t slot = unit->slot;
-  unsigned group = unit->group;
-  if (group == MA_UP_TO_48)
-    {
-      if (unlikely (!slot_is_zero_48 (p, slot, width)))
-        return 0;
-      slot_canary_shape (p, size, slot, 1);
-    }
-  else if (group == MA_UP_TO_144)
-    {
-      if (unlikely (!slot_is_zero_144 (p, slot, unit->stroke, width)))
-        return 0;
-      slot_canary_shape (p, size, slot, 1);
-    }
-  else if (group == MA_UP_TO_320)
-    {
-      if (unlikely (!slot_is_zero_shape (p, slot, 5, width)))
-        return 0;
-      slot_canary_shape (p, size, slot, 2);
-    }
-  else
-    {
-      if (unlikely (!slot_is_zero_shape (p, slot, 8, width)))
-        return 0;
-      slot_canary_shape (p, size, slot, 2);
-    }
+  const uint16_t *stroke = unit->stroke;
+  ma_v32 seen = CONST_AT (p, 0);
+  slot_see_half (&seen, p + slot - 16);
+  if (likely (unit->group != MA_UP_TO_48))
+    seen |= CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1]) | CONST_AT (p, stroke[2]);
+  if (unlikely (!slot_is_none (&seen)))
+    return 0;
+  slot_canary_shape (p, size, slot, 1);
   return 1;
 }
 
-/* Wipes a slot of the first two groups if no byte after the block was written; */
+/* Wipes it if no byte after the block was written. */
 MA_INLINE int
 slot_give_small (const struct ma_unit *unit, char *p, size_t size)
 {
@@ -331,26 +299,38 @@ slot_give_small (const struct ma_unit *unit, char *p, size_t size)
     return 0;
   /* The unit is read again: what is kept of it takes registers that would have to be saved. */
   __asm__ volatile ("" : : : "memory");
-  if (unit->group == MA_UP_TO_48)
-    slot_wipe_48 (p, unit->slot);
-  else
-    slot_wipe_144 (p, unit->slot, unit->stroke);
+  const uint16_t *stroke = unit->stroke;
+  ma_v32 zero = { 0, 0, 0, 0 };
+  /* Last first: what the others write again is read from them. */
+  AT (p, (size_t)unit->slot - 32) = zero;
+  AT (p, 0) = zero;
+  if (likely (unit->group != MA_UP_TO_48))
+    AT (p, stroke[0]) = AT (p, stroke[1]) = AT (p, stroke[2]) = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
   return 1;
 }
 
-/* and one of any of the others, but not a long one. */
+/* The same for the next two groups. */
 MA_INLINE int
-slot_give (const struct ma_unit *unit, char *p, size_t size)
+slot_take_larger_32 (const struct ma_unit *unit, char *p, size_t size)
 {
   size_t slot = unit->slot;
-  if (unit->group == MA_UNWIPED)
-    return 1;
-  if (unlikely (!slot_intact_shape (p, size, slot, 4)))
+  if (unlikely (slot <= 320 ? !slot_is_zero_shape (p, slot, 5) : !slot_is_zero_shape (p, slot, 8)))
     return 0;
-  if (slot <= 320)
-    slot_wipe_shape (p, slot, 5);
+  slot_canary_shape (p, size, slot, 2);
+  return 1;
+}
+
+MA_INLINE int
+slot_give_larger_32 (const struct ma_unit *unit, char *p, size_t size)
+{
+  if (unlikely (!slot_intact_shape (p, size, unit->slot, 4)))
+    return 0;
+  __asm__ volatile ("" : : : "memory");
+  if (unit->slot <= 320)
+    slot_wipe_shape (p, unit->slot, 5);
   else
-    slot_wipe_shape (p, slot, 8);
+    slot_wipe_shape (p, unit->slot, 8);
   return 1;
 }
 
@@ -364,7 +344,7 @@ slot_step (unsigned i, size_t slot)
   return (uint8_t)((64 * i < slot - 64 ? 64 * i : slot - 64) / 8);
 }
 
-/* As slot_take and slot_give above. The canary is looked at in vectors: where sizes are mixed nobody
+/* As slot_take_small and slot_give_small. The canary is looked at in vectors: where sizes are mixed nobody
  * has just written there. */
 MA_INLINE int
 slot_take_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
@@ -379,7 +359,7 @@ slot_take_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
       /* One after the other: with all of them at once registers would be saved. */
       __asm__ ("" : "+x"(seen));
     }
-  if (unlikely (!slot_is_none (&seen, 32)))
+  if (unlikely (!slot_is_none (&seen)))
     return 0;
   slot_canary_shape (p, size, unit->slot, 2);
   return 1;
@@ -393,7 +373,7 @@ slot_give_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
   ma_v32 canary = { word, word, word, word };
   ma_v32 damage = ((CONST_AT (p, last) ^ canary) & SLOT_MASK (size, last))
                   | ((CONST_AT (p, last + 32) ^ canary) & SLOT_MASK (size, last + 32));
-  if (unlikely (!slot_is_none (&damage, 32)))
+  if (unlikely (!slot_is_none (&damage)))
     return 0;
   ma_v32 zero = { 0, 0, 0, 0 };
   AT (p, 0) = AT (p, 32) = zero;
@@ -410,6 +390,64 @@ slot_give_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
 
 typedef long long ma_v64 __attribute__ ((vector_size (64), aligned (16), may_alias));
 
+#define AT_64(p, offset) (*(ma_v64 *)((p) + (offset)))
+#define CONST_AT_64(p, offset) (*(const ma_v64 *)((p) + (offset)))
+
+MA_INLINE int
+slot_is_none_64 (const ma_v64 *seen)
+{
+  int is_none;
+  __asm__ ("vptestmq %1, %1, %%k1\n\t"
+           "kortestb %%k1, %%k1"
+           : "=@ccz"(is_none)
+           : "v"(*seen)
+           : "k1");
+  return is_none;
+}
+
+/* Up to 320 bytes: whole vectors and, every second of them, 32 bytes more. */
+MA_INLINE int
+slot_take_larger_64 (const struct ma_unit *unit, char *p, size_t size)
+{
+  typedef long long ma_v64_anywhere __attribute__ ((vector_size (64), aligned (1), may_alias));
+  size_t slot = unit->slot;
+  if (unlikely (slot > 320))
+    return slot_take_larger_32 (unit, p, size);
+  const uint16_t *stroke = unit->stroke;
+  ma_v64 seen;
+  __asm__ ("vmovdqu %1, %t0" : "=x"(seen) : "m"(CONST_AT (p, slot - 32)));
+  seen |= CONST_AT_64 (p, 0) | CONST_AT_64 (p, 64) | CONST_AT_64 (p, stroke[0])
+          | CONST_AT_64 (p, stroke[1]) | CONST_AT_64 (p, stroke[2]);
+  if (unlikely (!slot_is_none_64 (&seen)))
+    return 0;
+  ma_v64 canary = (long long)ma_sealed.canary + (ma_v64){ 0, 0, 0, 0, 0, 0, 0, 0 };
+  AT_64 (p, slot - 64)
+      = canary & *(const ma_v64_anywhere *)(ma_slot_masks + SLOT_BOUNDARY + (slot - 64) - size);
+  return 1;
+}
+
+MA_INLINE int
+slot_give_larger_64 (const struct ma_unit *unit, char *p, size_t size)
+{
+  if (unlikely (!slot_intact_shape (p, size, unit->slot, 4)))
+    return 0;
+  __asm__ volatile ("" : : : "memory");
+  if (unlikely (unit->slot > 320))
+    {
+      slot_wipe_shape (p, unit->slot, 8);
+      return 1;
+    }
+  const uint16_t *stroke = unit->stroke;
+  ma_v64 zero = { 0, 0, 0, 0, 0, 0, 0, 0 };
+  /* Last first, as for the small ones. */
+  AT_64 (p, (size_t)unit->slot - 64) = zero;
+  AT_64 (p, 0) = zero;
+  AT_64 (p, 64) = zero;
+  AT_64 (p, stroke[0]) = AT_64 (p, stroke[1]) = AT_64 (p, stroke[2]) = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
+  return 1;
+}
+
 /* Which of the last 64 bytes are after the block. */
 static inline uint64_t
 slot_rest (size_t size, size_t slot)
@@ -424,14 +462,11 @@ slot_take_mixed_64 (const struct ma_unit *unit, char *p, size_t size)
   ma_v64 seen = *(const ma_v64 *)p | *last;
 #pragma GCC unroll 6
   for (int i = 0; i < 6; i++)
-    seen |= *(const ma_v64 *)(p + 8 * (size_t)unit->step[i]);
-  int is_none;
-  __asm__ ("vptestmq %1, %1, %%k1\n\t"
-           "kortestb %%k1, %%k1"
-           : "=@ccz"(is_none)
-           : "v"(seen)
-           : "k1");
-  if (unlikely (!is_none))
+    {
+      seen |= *(const ma_v64 *)(p + 8 * (size_t)unit->step[i]);
+      __asm__ ("" : "+v"(seen));
+    }
+  if (unlikely (!slot_is_none_64 (&seen)))
     return 0;
   ma_v64 canary = (long long)ma_sealed.canary + (ma_v64){ 0, 0, 0, 0, 0, 0, 0, 0 };
   __asm__ ("kmovq %2, %%k1\n\t"
@@ -465,6 +500,8 @@ slot_give_mixed_64 (const struct ma_unit *unit, char *p, size_t size)
   __asm__ volatile ("" : : "r"(p) : "memory");
   return 1;
 }
+#undef AT_64
+#undef CONST_AT_64
 #endif
 
 #undef AT

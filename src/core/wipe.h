@@ -19,6 +19,10 @@
 #else
 #define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
 #endif
+/* Of what runs on any x86-64 up to its first vector: without the bit instructions, which the compiler may use
+ * anywhere. What such a function calls must not be inlined into it, unless it is made for that. The tests on an old
+ * CPU see whether that holds. */
+#define MA_VECTORS __attribute__ ((target ("avx2")))
 #define MA_TARGET_32 __attribute__ ((target ("avx2,bmi,bmi2")))
 #define MA_TARGET_64 __attribute__ ((target ("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
 
@@ -39,6 +43,7 @@ ma_vector_width (void)
 #define MA_DIRECT __attribute__ ((noplt))
 #else
 #define MA_CLONED
+#define MA_VECTORS
 #define MA_DIRECT
 #endif
 

@@ -12,7 +12,7 @@ enum
 };
 
 union ma_sealed_page ma_sealed_page;
-const unsigned char ma_slot_masks[384] = { [192 ... 383] = 255 };
+const unsigned char ma_slot_masks[384] = SLOT_MASKS;
 
 static _Alignas (64) unsigned char memory[MARGIN + 48 + MOST + MARGIN];
 static unsigned char *bytes; /* of the slot: at any multiple of 16 */
@@ -23,36 +23,26 @@ struct way
   const char *name;
   int (*take) (const struct ma_unit *, char *, size_t);
   int (*give) (const struct ma_unit *, char *, size_t);
+  int is_mixed;
   size_t least;   /* slot */
-  size_t longest; /* canary */
+  size_t longest; /* canary; 0: of the slot's own sizes */
 };
 
-#define WAY(width, target)                                                                         \
-  target static int take_##width (const struct ma_unit *u, char *p, size_t size)                   \
+#define WAY(name, take_larger, give_larger, target)                                                \
+  target static int take_##name (const struct ma_unit *u, char *p, size_t size)                    \
   {                                                                                                \
-    return slot_take (u, p, size, width);                                                          \
+    return u->group <= MA_UP_TO_144 ? slot_take_small (u, p, size) : take_larger (u, p, size);     \
   }                                                                                                \
-  target static int give_##width (const struct ma_unit *u, char *p, size_t size)                   \
+  target static int give_##name (const struct ma_unit *u, char *p, size_t size)                    \
   {                                                                                                \
-    return u->group <= MA_UP_TO_144 ? slot_give_small (u, p, size) : slot_give (u, p, size);       \
+    return u->group <= MA_UP_TO_144 ? slot_give_small (u, p, size) : give_larger (u, p, size);     \
   }
 
-#define MIXED_WAY(width, target)                                                                   \
-  target static int take_mixed_##width (const struct ma_unit *u, char *p, size_t size)             \
-  {                                                                                                \
-    return slot_take_mixed_##width (u, p, size);                                                   \
-  }                                                                                                \
-  target static int give_mixed_##width (const struct ma_unit *u, char *p, size_t size)             \
-  {                                                                                                \
-    return slot_give_mixed_##width (u, p, size);                                                   \
-  }
-
-WAY (16, )
+WAY (32, slot_take_larger_32, slot_give_larger_32, MA_VECTORS)
 #ifdef MA_WIDE
-WAY (32, MA_TARGET_32)
-MIXED_WAY (32, MA_TARGET_32)
-WAY (64, MA_TARGET_64)
-MIXED_WAY (64, MA_TARGET_64)
+WAY (64, slot_take_larger_64, slot_give_larger_64, MA_TARGET_64)
+WAY (mixed_32, slot_take_mixed_32, slot_give_mixed_32, MA_TARGET_32)
+WAY (mixed_64, slot_take_mixed_64, slot_give_mixed_64, MA_TARGET_64)
 #endif
 
 static int
@@ -135,7 +125,7 @@ look_all (const struct way *way)
       if (slot < way->least)
         continue;
       unit.slot = (uint16_t)slot;
-      unit.group = (uint8_t)ma_slot_group (slot);
+      unit.group = (uint8_t)(way->is_mixed ? MA_MIXED : ma_slot_group (slot));
       for (unsigned i = 0; i < 3; i++)
         unit.stroke[i] = slot_stroke (i + 1, slot);
 #ifdef MA_WIDE
@@ -157,9 +147,8 @@ look_all (const struct way *way)
 int
 main (void)
 {
-  ma_sealed.canary = 0x8182848890a0c0ffu;
-  look_all (&(struct way){ "16 bytes", take_16, give_16, 0, 0 });
-  look_all (&(struct way){ "any canary", take_long, give_long, 0, MOST });
+  ma_sealed.canary = ma_sealed.canary_again = 0x8182848890a0c0ffu;
+  look_all (&(struct way){ "any canary", take_long, give_long, 0, 0, MOST });
 #ifdef MA_WIDE
   __builtin_cpu_init ();
   if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
@@ -167,16 +156,18 @@ main (void)
       puts ("left out: vectors of 32 bytes, which this CPU has not");
       return 0;
     }
-  look_all (&(struct way){ "32 bytes", take_32, give_32, 0, 0 });
-  look_all (&(struct way){ "32 bytes, mixed sizes", take_mixed_32, give_mixed_32, 64, 64 });
+#endif
+  look_all (&(struct way){ "32 bytes", take_32, give_32, 0, 0, 0 });
+#ifdef MA_WIDE
+  look_all (&(struct way){ "32 bytes, mixed sizes", take_mixed_32, give_mixed_32, 1, 64, 64 });
   if (!__builtin_cpu_supports ("avx512bw") || !__builtin_cpu_supports ("avx512dq")
       || !__builtin_cpu_supports ("avx512vl"))
     {
       puts ("left out: vectors of 64 bytes, which this CPU has not");
       return 0;
     }
-  look_all (&(struct way){ "64 bytes", take_64, give_64, 0, 0 });
-  look_all (&(struct way){ "64 bytes, mixed sizes", take_mixed_64, give_mixed_64, 64, 64 });
+  look_all (&(struct way){ "64 bytes", take_64, give_64, 0, 0, 0 });
+  look_all (&(struct way){ "64 bytes, mixed sizes", take_mixed_64, give_mixed_64, 1, 64, 64 });
 #endif
   return 0;
 }
