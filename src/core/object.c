@@ -76,8 +76,8 @@ alloc_elsewhere (struct ma_local *local, size_t size)
   return find_spot (local, size) ? ma_object_alloc (local, size) : refused (local);
 }
 
-MA_CLONED void *
-ma_object_alloc (struct ma_local *local, size_t size)
+MA_INLINE void *
+alloc (struct ma_local *local, size_t size)
 {
   if (unlikely (size >= local->object_threshold))
     return alloc_block (local, size);
@@ -89,6 +89,12 @@ ma_object_alloc (struct ma_local *local, size_t size)
   __atomic_store_n (spot->word, free & (free - 1), __ATOMIC_RELAXED);
   ma_add_live (local, bytes);
   return spot->start + (unsigned)__builtin_ctzl (free) * bytes;
+}
+
+MA_CLONED void *
+ma_object_alloc (struct ma_local *local, size_t size)
+{
+  return alloc (local, size);
 }
 
 void *
@@ -175,8 +181,8 @@ free_special (struct ma_unit *unit, char *p)
     ma_slab_tidy (unit->local, unit);
 }
 
-MA_CLONED void
-ma_object_free (void *p)
+MA_INLINE void
+release (void *p)
 {
   struct ma_unit *unit = ma_unit_of (p);
   uint64_t product = product_of (unit, p);
@@ -200,6 +206,52 @@ ma_object_free (void *p)
     slot_wipe_strokes (p, bytes, 2);
   push (unit, slot, bytes, free);
 }
+
+MA_CLONED void
+ma_object_free (void *p)
+{
+  release (p);
+}
+
+/* ---- the hooks of a language runtime ---- */
+
+/* A page of its own, sealed once it is filled in. */
+static union
+{
+  struct ma_hooked originals[MA_HOOKS];
+  char page[MA_PAGE_MOST];
+} hooked __attribute__ ((aligned (MA_PAGE_MOST)));
+
+int
+ma_hook (const struct ma_hooked originals[MA_HOOKS])
+{
+  static _Atomic int is_hooked;
+  if (atomic_exchange (&is_hooked, 1))
+    return 0;
+  memcpy (hooked.originals, originals, sizeof hooked.originals);
+  os_seal (&hooked, sizeof hooked, 1);
+  return 1;
+}
+
+/* The way past an arena that is not there is in the first 32 bytes, which the CPU fetches at once. */
+#define ALIGNED __attribute__ ((aligned (64)))
+#define HOOK(i)                                                                                    \
+  MA_CLONED ALIGNED void *ma_hook_malloc_##i (void *context, size_t size)                          \
+  {                                                                                                \
+    struct ma_local *local = ma_active;                                                            \
+    return likely (local == NULL) ? hooked.originals[i].malloc (context, size)                     \
+                                  : alloc (local, size);                                           \
+  }                                                                                                \
+  MA_CLONED ALIGNED void ma_hook_free_##i (void *context, void *p)                                 \
+  {                                                                                                \
+    if (likely (!ma_is_ours (p)))                                                                  \
+      hooked.originals[i].free (context, p);                                                       \
+    else                                                                                           \
+      release (p);                                                                                 \
+  }
+HOOK (0)
+HOOK (1)
+HOOK (2)
 
 /* ---- realloc ---- */
 

@@ -64,6 +64,26 @@ MA_EXPORT void ma_object_free (void *p);
 MA_EXPORT malloc_arena *ma_object_refused (void);
 MA_EXPORT void ma_object_forget_refused (void);
 
+/* Hooks on three allocators of a runtime, whose functions take a context first: a block comes from the active arena, or
+ * from the original, with the context of the call, if there is none; it is freed by its address. Not by way of the
+ * functions above: each jump counts here. */
+enum
+{
+  MA_HOOKS = 3
+};
+typedef void *ma_hook_malloc (void *context, size_t size);
+typedef void ma_hook_free (void *context, void *p);
+struct ma_hooked
+{
+  ma_hook_malloc *malloc;
+  ma_hook_free *free;
+};
+/* Before a hook is called: what it hooks. Whether that was the first call; it is once and for good, so that another
+ * copy of the extension finds its hooks in place. */
+MA_EXPORT int ma_hook (const struct ma_hooked originals[MA_HOOKS]);
+MA_EXPORT ma_hook_malloc ma_hook_malloc_0, ma_hook_malloc_1, ma_hook_malloc_2;
+MA_EXPORT ma_hook_free ma_hook_free_0, ma_hook_free_1, ma_hook_free_2;
+
 /* The calling thread's part of ARENA, made at first use; NULL with ENOMEM. */
 MA_EXPORT struct ma_local *ma_local_of (malloc_arena *arena);
 

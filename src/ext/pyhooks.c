@@ -21,7 +21,7 @@
 
 enum
 {
-  DOMAINS = 3,
+  DOMAINS = MA_HOOKS,
   PYMALLOC_MOST = 512 /* larger requests of MEM and OBJ pass on to RAW */
 };
 
@@ -105,14 +105,6 @@ move_in (int domain, struct ma_local *local, void *p, size_t size)
 }
 
 static inline void *
-hook_malloc (int domain, struct ma_local *local, void *ctx, size_t size)
-{
-  if (unlikely (local != NULL))
-    return ma_object_alloc (local, size);
-  return hooked[domain].original.malloc (ctx, size);
-}
-
-static inline void *
 hook_calloc (int domain, struct ma_local *local, void *ctx, size_t count, size_t size)
 {
   if (unlikely (local != NULL))
@@ -130,23 +122,11 @@ hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t siz
   return hooked[domain].original.realloc (ctx, p, size);
 }
 
-static inline void
-hook_free (int domain, void *ctx, void *p)
-{
-  if (ma_owns (p))
-    ma_object_free (p);
-  else
-    hooked[domain].original.free (ctx, p);
-}
-
 /* One function per domain and operation, so that the way past an arena that is not there is one
- * test and one tail call. The context is the original's own: a thread that allocates RAW memory
- * while the hooks are being installed may see any mixture of old and new fields. */
+ * test and one tail call; malloc and free, which are called most, are the library's own. The context
+ * is the original's own: a thread that allocates RAW memory while the hooks are being installed may
+ * see any mixture of old and new fields. */
 #define HOOK(set, domain, local)                                                                   \
-  static void *set##_malloc_##domain (void *ctx, size_t size)                                      \
-  {                                                                                                \
-    return hook_malloc (domain, local, ctx, size);                                                 \
-  }                                                                                                \
   static void *set##_calloc_##domain (void *ctx, size_t count, size_t size)                        \
   {                                                                                                \
     return hook_calloc (domain, local, ctx, count, size);                                          \
@@ -154,12 +134,11 @@ hook_free (int domain, void *ctx, void *p)
   static void *set##_realloc_##domain (void *ctx, void *p, size_t size)                            \
   {                                                                                                \
     return hook_realloc (domain, local, ctx, p, size);                                             \
-  }                                                                                                \
-  static void set##_free_##domain (void *ctx, void *p) { hook_free (domain, ctx, p); }
+  }
 #define HOOKS(set, local) HOOK (set, 0, local) HOOK (set, 1, local) HOOK (set, 2, local)
 #define ALLOCATOR(set, domain)                                                                     \
   { NULL, set##_malloc_##domain, set##_calloc_##domain, set##_realloc_##domain,                    \
-    set##_free_##domain }
+    ma_hook_free_##domain }
 #define ALLOCATORS(set) { ALLOCATOR (set, 0), ALLOCATOR (set, 1), ALLOCATOR (set, 2) }
 
 /* The set for trials in which everything is in an arena; the usual set must not pay for it. An
@@ -171,6 +150,20 @@ standing_local (void)
     return ma_active;
   return ma_local_of (standing_arena);
 }
+
+#define STANDING_MALLOC(domain)                                                                    \
+  static void *standing_malloc_##domain (void *ctx, size_t size)                                   \
+  {                                                                                                \
+    struct ma_local *local = standing_local ();                                                    \
+    return local != NULL ? ma_object_alloc (local, size)                                           \
+                         : hooked[domain].original.malloc (ctx, size);                             \
+  }
+STANDING_MALLOC (0)
+STANDING_MALLOC (1)
+STANDING_MALLOC (2)
+#define scoped_malloc_0 ma_hook_malloc_0
+#define scoped_malloc_1 ma_hook_malloc_1
+#define scoped_malloc_2 ma_hook_malloc_2
 
 HOOKS (scoped, ma_active)
 HOOKS (standing, standing_local ())
@@ -213,14 +206,19 @@ install (void)
   int is_pymalloc = name != NULL && strcmp (name, "pymalloc") == 0;
   standing_arena = ma_default_arena ();
   const PyMemAllocatorEx *set = standing_arena != NULL ? standing_set : scoped_set;
+  struct ma_hooked originals[MA_HOOKS];
   for (int i = 0; i < DOMAINS; i++)
     {
       PyMem_GetAllocator (domains[i], &hooked[i].original);
+      originals[i] = (struct ma_hooked){ hooked[i].original.malloc, hooked[i].original.free };
       if (is_libc || (is_pymalloc && domains[i] == PYMEM_DOMAIN_RAW))
         hooked[i].source = LIBC;
       else
         hooked[i].source = is_pymalloc ? PYMALLOC : UNKNOWN;
     }
+  /* Another copy of this module has done it: hooks on its hooks would be for nothing. */
+  if (!ma_hook (originals))
+    return;
   atomic_thread_fence (memory_order_seq_cst);
   for (int i = 0; i < DOMAINS; i++)
     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,35 @@ depth = 0
 start = getattr(threading, "_start_joinable_thread", None) or threading._start_new_thread
 while hasattr(start, "__wrapped__"): start, depth = start.__wrapped__, depth + 1
 assert depth == 1, depth
+"""
+    ).ends()
+
+
+def test_two_copies_of_the_package(child: Callable[..., Child], tmp_path: Path) -> None:
+    """Vendored, or unpacked twice: the second finds the hooks of the first in place."""
+    child(
+        f"""
+import shutil, threading
+from pathlib import Path
+with get(HEAP_SECURE): first = [bytes(100)]
+copy = Path({str(tmp_path)!r})
+shutil.copytree(Path(malloc_arena.__file__).parent, copy / "malloc_arena")
+for name in [name for name in sys.modules if name.startswith("malloc_arena")]:
+    del sys.modules[name]
+sys.path.insert(0, str(copy))
+import malloc_arena as other
+assert Path(other._core.__file__).is_relative_to(copy), other._core.__file__
+vault = other.get(other.HEAP_SECURE)
+with vault:
+    second = [bytes(100), bytes(5000)]
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(vault.owns(id(bytes(100)))))
+    thread.start(); thread.join()
+assert seen == [True] and all(vault.owns(id(item)) for item in second)
+assert get(HEAP_SECURE).owns(id(first[0]))
+outside = [bytes(size) for size in range(1000)]
+assert not any(vault.owns(id(item)) for item in outside)
+del first, second, outside
 """
     ).ends()
 
