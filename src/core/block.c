@@ -31,7 +31,8 @@ alloc_tagged (struct ma_local *local, size_t size, size_t align, int *is_zero)
 #endif
 
 /* A block of at least the threshold. The kernel has some 30,000 mappings for a process, and each
- * large block takes one, so that where there are thousands of them the smaller ones go into slabs. */
+ * large block takes one, so that where there are thousands of them the smaller ones go into slabs. Not
+ * inline: a caller is MA_VECTORS, and this is not made for it. */
 static __attribute__ ((noinline)) void *
 alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
 {
@@ -89,6 +90,7 @@ ma_aligned (struct ma_local *local, size_t size, size_t align)
   return p;
 }
 
+/* Not inline either. */
 static __attribute__ ((noinline)) _Noreturn void
 no_block (struct ma_unit *unit, const void *p)
 {

@@ -152,37 +152,6 @@ ma_dense_plain (struct ma_local *local, size_t size)
   return pop_hint (local, unit, size);
 }
 
-#ifdef MA_WIDE
-/* Whether the turn of UNIT, which is mixed, comes twice in a row: it has its own shape then, until another
- * one's turn comes. Its branches are predicted there, and vectors that lie on each other would wait for what
- * was just wiped. Who frees may see either: both are right for its slots. */
-static inline int
-is_run (struct ma_local *local, struct ma_unit *unit)
-{
-  struct ma_unit *before = local->run;
-  if (before == unit)
-    {
-      __atomic_store_n (&unit->group, (uint8_t)ma_slot_group (unit->slot), __ATOMIC_RELAXED);
-      return 1;
-    }
-  if (before)
-    __atomic_store_n (&before->group, MA_MIXED, __ATOMIC_RELAXED);
-  local->run = unit;
-  return 0;
-}
-#endif
-
-/* In the slot's own shape. */
-#define MA_TAKEN(name, slot_take_larger, target)                                                   \
-  target static inline void *name (size_t size, char *p, struct ma_local *local,                   \
-                                   struct ma_unit *unit)                                           \
-  {                                                                                                \
-    unsigned group = unit->group;                                                                  \
-    int is_ready = group > MA_UP_TO_144 ? group < MA_MIXED && slot_take_larger (unit, p, size)     \
-                                        : slot_take_small (unit, p, size);                         \
-    return likely (is_ready) ? p : take_any (local, p, size, unit->slot);                          \
-  }
-
 void *
 ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
 {
@@ -267,16 +236,26 @@ ma_dense_free_other (struct ma_unit *unit, char *p)
   ma_dense_push (unit, slot, size, p);
 }
 
-/* ---- the ways of the CPU, for larger slots and for mixed slabs ---- */
-
 void
 ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
 {
   ma_dense_push (unit, slot, size, p);
 }
 
+/* ---- the ways of the CPU, for larger slots and for mixed slabs ---- */
+
+/* A slot that is not mixed. */
+#define MA_TAKEN(name, slot_take_larger, target)                                                   \
+  target void *name (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)           \
+  {                                                                                                \
+    unsigned group = unit->group;                                                                  \
+    int is_ready = group > MA_UP_TO_144 ? group < MA_MIXED && slot_take_larger (unit, p, size)     \
+                                        : slot_take_small (unit, p, size);                         \
+    return likely (is_ready) ? p : take_any (local, p, size, unit->slot);                          \
+  }
+
 #define MA_FREE(name, is_given, target)                                                            \
-  target static void name (char *p, size_t slot, size_t size, struct ma_unit *unit)                \
+  target void name (char *p, size_t slot, size_t size, struct ma_unit *unit)                       \
   {                                                                                                \
     if (likely (is_given))                                                                         \
       ma_dense_push (unit, slot, size, p);                                                         \
@@ -285,8 +264,26 @@ ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
   }
 
 #ifdef MA_WIDE
+/* Whether the turn of UNIT, which is mixed, comes twice in a row: it has its own shape then, until another
+ * one's turn comes. Its branches are predicted there, and vectors that lie on each other would wait for what
+ * was just wiped. Who frees may see either: both are right for its slots. */
+static inline int
+is_run (struct ma_local *local, struct ma_unit *unit)
+{
+  struct ma_unit *before = local->run;
+  if (before == unit)
+    {
+      __atomic_store_n (&unit->group, (uint8_t)ma_slot_group (unit->slot), __ATOMIC_RELAXED);
+      return 1;
+    }
+  if (before)
+    __atomic_store_n (&before->group, MA_MIXED, __ATOMIC_RELAXED);
+  local->run = unit;
+  return 0;
+}
+
 #define MA_WAYS(width, target)                                                                     \
-  MA_TAKEN (taken_own_##width, slot_take_larger_##width, target)                                   \
+  MA_TAKEN (taken_own_##width, slot_take_larger_##width, static target)                            \
   target static void *taken_##width (size_t size, char *p, struct ma_local *local,                 \
                                      struct ma_unit *unit)                                         \
   {                                                                                                \
@@ -296,8 +293,8 @@ ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
                ? p                                                                                 \
                : take_any (local, p, size, unit->slot);                                            \
   }                                                                                                \
-  MA_FREE (free_mixed_##width, slot_give_mixed_##width (unit, p, size), target)                    \
-  MA_FREE (free_larger_##width, slot_give_larger_##width (unit, p, size), target)
+  MA_FREE (free_mixed_##width, slot_give_mixed_##width (unit, p, size), static target)             \
+  MA_FREE (free_larger_##width, slot_give_larger_##width (unit, p, size), static target)
 
 MA_WAYS (32, MA_TARGET_32)
 MA_WAYS (64, MA_TARGET_64)
@@ -323,21 +320,8 @@ MA_CHOICE (taken)
 MA_CHOICE (free_mixed)
 MA_CHOICE (free_larger)
 #else
-MA_TAKEN (taken, slot_take_larger_32, )
-
-void *
-ma_dense_taken (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
-{
-  return taken (size, p, local, unit);
-}
-
-MA_FREE (free_larger, slot_give_larger_32 (unit, p, size), )
-
-void
-ma_dense_free_larger (char *p, size_t slot, size_t size, struct ma_unit *unit)
-{
-  free_larger (p, slot, size, unit);
-}
+MA_TAKEN (ma_dense_taken, slot_take_larger_32, )
+MA_FREE (ma_dense_free_larger, slot_give_larger_32 (unit, p, size), )
 #endif
 
 MA_VECTORS MA_HOT void *

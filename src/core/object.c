@@ -1,6 +1,7 @@
 /* object.c - small blocks for a language runtime that makes and drops its objects by the million.
  *
- * What the hooks of the Python extension call, in place of an allocator that needs three nanoseconds.
+ * What the Python extension has CPython call, in place of an allocator that needs three nanoseconds: the
+ * functions for objects, and the hooks on malloc and free that go to them or past them.
  * An object is a slot of the dense heap, in a slab with no other blocks: of what is known of a block
  * it has the free bit alone, no size and no canary. Any other part of the library may free it, resize
  * it and look at it. Its bytes are wiped when it is freed, as every block's.

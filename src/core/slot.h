@@ -110,7 +110,9 @@ typedef long long ma_v32 __attribute__ ((vector_size (32), aligned (16), may_ali
 /* Bytes that are 0 before the boundary and 255 after it: a mask for any boundary is a load. Of the short canaries,
  * which most blocks have, one of a single cache line. */
 #define SLOT_BOUNDARY 224
-#define SLOT_MASKS { [SLOT_BOUNDARY... 383] = 255 }
+/* clang-format off */
+#define SLOT_MASKS { [SLOT_BOUNDARY ... 383] = 255 }
+/* clang-format on */
 extern MA_HIDDEN const unsigned char ma_slot_masks[384];
 
 typedef long long ma_v32_anywhere __attribute__ ((vector_size (32), aligned (1), may_alias));
@@ -326,6 +328,7 @@ slot_give_larger_32 (const struct ma_unit *unit, char *p, size_t size)
 {
   if (unlikely (!slot_intact_shape (p, size, unit->slot, 4)))
     return 0;
+  /* Read again, as above. */
   __asm__ volatile ("" : : : "memory");
   if (unit->slot <= 320)
     slot_wipe_shape (p, unit->slot, 5);
@@ -405,7 +408,8 @@ slot_is_none_64 (const ma_v64 *seen)
   return is_none;
 }
 
-/* Up to 320 bytes: whole vectors and, every second of them, 32 bytes more. */
+/* As those of 32 bytes; slots of up to 320 are whole vectors of 64 and, every second of them, 32 bytes more. Larger
+ * ones have the shape of 32. */
 MA_INLINE int
 slot_take_larger_64 (const struct ma_unit *unit, char *p, size_t size)
 {
@@ -414,6 +418,7 @@ slot_take_larger_64 (const struct ma_unit *unit, char *p, size_t size)
   if (unlikely (slot > 320))
     return slot_take_larger_32 (unit, p, size);
   const uint16_t *stroke = unit->stroke;
+  /* As in slot_see_half: half a vector, and zeros. */
   ma_v64 seen;
   __asm__ ("vmovdqu %1, %t0" : "=x"(seen) : "m"(CONST_AT (p, slot - 32)));
   seen |= CONST_AT_64 (p, 0) | CONST_AT_64 (p, 64) | CONST_AT_64 (p, stroke[0])
@@ -431,6 +436,7 @@ slot_give_larger_64 (const struct ma_unit *unit, char *p, size_t size)
 {
   if (unlikely (!slot_intact_shape (p, size, unit->slot, 4)))
     return 0;
+  /* Read again, as above. */
   __asm__ volatile ("" : : : "memory");
   if (unlikely (unit->slot > 320))
     {

@@ -136,10 +136,11 @@ hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t siz
     return hook_realloc (domain, local, ctx, p, size);                                             \
   }
 #define HOOKS(set, local) HOOK (set, 0, local) HOOK (set, 1, local) HOOK (set, 2, local)
-#define ALLOCATOR(set, domain)                                                                     \
-  { NULL, set##_malloc_##domain, set##_calloc_##domain, set##_realloc_##domain,                    \
+#define ALLOCATOR(set, set_malloc, domain)                                                         \
+  { NULL, set_malloc##_##domain, set##_calloc_##domain, set##_realloc_##domain,                    \
     ma_hook_free_##domain }
-#define ALLOCATORS(set) { ALLOCATOR (set, 0), ALLOCATOR (set, 1), ALLOCATOR (set, 2) }
+#define ALLOCATORS(set, set_malloc)                                                                \
+  { ALLOCATOR (set, set_malloc, 0), ALLOCATOR (set, set_malloc, 1), ALLOCATOR (set, set_malloc, 2) }
 
 /* The set for trials in which everything is in an arena; the usual set must not pay for it. An
  * enter of NULL means the ordinary allocator here as well. */
@@ -161,15 +162,12 @@ standing_local (void)
 STANDING_MALLOC (0)
 STANDING_MALLOC (1)
 STANDING_MALLOC (2)
-#define scoped_malloc_0 ma_hook_malloc_0
-#define scoped_malloc_1 ma_hook_malloc_1
-#define scoped_malloc_2 ma_hook_malloc_2
 
 HOOKS (scoped, ma_active)
 HOOKS (standing, standing_local ())
 
-static const PyMemAllocatorEx scoped_set[DOMAINS] = ALLOCATORS (scoped);
-static const PyMemAllocatorEx standing_set[DOMAINS] = ALLOCATORS (standing);
+static const PyMemAllocatorEx scoped_set[DOMAINS] = ALLOCATORS (scoped, ma_hook_malloc);
+static const PyMemAllocatorEx standing_set[DOMAINS] = ALLOCATORS (standing, standing_malloc);
 static const PyMemAllocatorDomain domains[DOMAINS]
     = { PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ };
 
