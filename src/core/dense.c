@@ -242,26 +242,7 @@ ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
   ma_dense_push (unit, slot, size, p);
 }
 
-/* ---- the ways of the CPU, for larger slots and for mixed slabs ---- */
-
-/* A slot that is not mixed. */
-#define MA_TAKEN(name, slot_take_larger, target)                                                   \
-  target void *name (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)           \
-  {                                                                                                \
-    unsigned group = unit->group;                                                                  \
-    int is_ready = group > MA_UP_TO_144 ? group < MA_MIXED && slot_take_larger (unit, p, size)     \
-                                        : slot_take_small (unit, p, size);                         \
-    return likely (is_ready) ? p : take_any (local, p, size, unit->slot);                          \
-  }
-
-#define MA_FREE(name, is_given, target)                                                            \
-  target void name (char *p, size_t slot, size_t size, struct ma_unit *unit)                       \
-  {                                                                                                \
-    if (likely (is_given))                                                                         \
-      ma_dense_push (unit, slot, size, p);                                                         \
-    else                                                                                           \
-      ma_dense_free_other (unit, p);                                                               \
-  }
+/* ---- mixed slabs, in the ways of the CPU ---- */
 
 #ifdef MA_WIDE
 /* Whether the turn of UNIT, which is mixed, comes twice in a row: it has its own shape then, until another
@@ -283,30 +264,32 @@ is_run (struct ma_local *local, struct ma_unit *unit)
 }
 
 #define MA_WAYS(width, target)                                                                     \
-  MA_TAKEN (taken_own_##width, slot_take_larger_##width, static target)                            \
   target static void *taken_##width (size_t size, char *p, struct ma_local *local,                 \
                                      struct ma_unit *unit)                                         \
   {                                                                                                \
-    if (unit->group != MA_MIXED || is_run (local, unit))                                           \
-      return taken_own_##width (size, p, local, unit);                                             \
-    return likely (slot_take_mixed_##width (unit, p, size))                                        \
-               ? p                                                                                 \
-               : take_any (local, p, size, unit->slot);                                            \
+    int is_ready = unit->group == MA_MIXED                                                         \
+                   && (unlikely (is_run (local, unit)) ? slot_take (unit, p, size)                 \
+                                                       : slot_take_mixed_##width (unit, p, size)); \
+    return likely (is_ready) ? p : take_any (local, p, size, unit->slot);                          \
   }                                                                                                \
-  MA_FREE (free_mixed_##width, slot_give_mixed_##width (unit, p, size), static target)             \
-  MA_FREE (free_larger_##width, slot_give_larger_##width (unit, p, size), static target)
+  target static void free_mixed_##width (char *p, size_t slot, size_t size, struct ma_unit *unit)  \
+  {                                                                                                \
+    if (likely (slot_give_mixed_##width (unit, p, size)))                                          \
+      ma_dense_push (unit, slot, size, p);                                                         \
+    else                                                                                           \
+      ma_dense_free_other (unit, p);                                                               \
+  }
 
 MA_WAYS (32, MA_TARGET_32)
 MA_WAYS (64, MA_TARGET_64)
 
-/* A CPU without such vectors: all slots are long, or not wiped, and the other two are not called. */
+/* A CPU without such vectors: all slots are long, or not wiped, and no slab is mixed. */
 static void *
 taken_none (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
 {
   return take_any (local, p, size, unit->slot);
 }
 #define free_mixed_none NULL
-#define free_larger_none NULL
 
 #define MA_CHOICE(name)                                                                            \
   static __typeof__ (ma_dense_##name) *choose_##name (void)                                        \
@@ -318,10 +301,12 @@ taken_none (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
 
 MA_CHOICE (taken)
 MA_CHOICE (free_mixed)
-MA_CHOICE (free_larger)
 #else
-MA_TAKEN (ma_dense_taken, slot_take_larger_32, )
-MA_FREE (ma_dense_free_larger, slot_give_larger_32 (unit, p, size), )
+void *
+ma_dense_taken (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
+{
+  return take_any (local, p, size, unit->slot);
+}
 #endif
 
 MA_VECTORS MA_HOT void *

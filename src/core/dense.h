@@ -37,15 +37,13 @@ int ma_dense_resize (struct ma_unit *unit, void *p, size_t size, size_t *before)
 
 /* A block of a class that has no slot at hand. */
 void *ma_dense_refilled (struct ma_local *local, size_t size, unsigned class);
-/* The block of a slot P that is taken for SIZE, where the slot is not one of up to 144 bytes in its own shape, or was
- * written: looked at, its canary written. */
+/* The block of a slot P that is taken for SIZE, where the slot has not its own shape, or was written: looked at, its
+ * canary written. */
 void *ma_dense_taken (size_t size, char *p, struct ma_local *local, struct ma_unit *unit) MA_DIRECT;
 /* Objects, long slots, long canaries, tags, damage: all but the usual. */
 void ma_dense_free_other (struct ma_unit *unit, char *p) MA_DIRECT;
-/* The rest of a free, from the look at the canary on, in a slot of more than 144 bytes in its own shape; */
-void ma_dense_free_larger (char *p, size_t slot, size_t size, struct ma_unit *unit) MA_DIRECT;
 #ifdef MA_WIDE
-/* in any slot of a mixed slab; */
+/* The rest of a free, from the look at the canary on, in a slot of a mixed slab; */
 void ma_dense_free_mixed (char *p, size_t slot, size_t size, struct ma_unit *unit) MA_DIRECT;
 #endif
 /* and, without canary and wipe, in one of a plain arena. */
@@ -107,7 +105,7 @@ ma_dense_alloc_here (struct ma_local *local, size_t size)
   if (unlikely (free == 0))
     return ma_dense_refilled (local, size, class);
   char *p = unit->base + ma_dense_pop (local, unit, size, at, free) * unit->slot;
-  if (unlikely (unit->group > MA_UP_TO_144) || unlikely (!slot_take_small (unit, p, size)))
+  if (unlikely (unit->group > MA_UP_TO_2048) || unlikely (!slot_take (unit, p, size)))
     return ma_dense_taken (size, p, local, unit);
   return p;
 }
@@ -134,9 +132,9 @@ ma_dense_free_here (struct ma_unit *unit, char *p)
   /* The product is needed no more: a register that would have to be saved. */
   __asm__ ("" : "+r"(slot));
   unsigned group = __atomic_load_n (&unit->group, __ATOMIC_RELAXED);
-  if (likely (group <= MA_UP_TO_144))
+  if (likely (group <= MA_UP_TO_2048))
     {
-      if (likely (slot_give_small (unit, p, size)))
+      if (likely (slot_give (unit, p, size, group)))
         ma_dense_push (unit, slot, size, p);
       else
         ma_dense_free_other (unit, p);
@@ -145,8 +143,6 @@ ma_dense_free_here (struct ma_unit *unit, char *p)
   else if (group == MA_MIXED)
     ma_dense_free_mixed (p, slot, size, unit);
 #endif
-  else if (group < MA_MIXED)
-    ma_dense_free_larger (p, slot, size, unit);
   else
     ma_dense_free_plain (p, slot, size, unit);
 }

@@ -77,13 +77,13 @@ struct ma_unit
   uint16_t avail; /* slots on pages that are open */
   uint8_t kind;
   uint8_t class;
-  uint8_t group;      /* of slots, see slot.h */
-  uint8_t hint;       /* word of FREE to look at first */
-  uint16_t guess;     /* slot that was taken last, and is often the next one as well */
-  uint16_t stroke[3]; /* of slot.h, for slots of up to 320 bytes; */
-  uint8_t step[6];    /* for MA_MIXED */
-  uint8_t rest;       /* least canary bytes after a block */
-  uint8_t is_tagged;  /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
+  uint8_t group;     /* of slots, see slot.h */
+  uint8_t hint;      /* word of FREE to look at first */
+  uint16_t guess;    /* slot that was taken last, and is often the next one as well */
+  uint8_t stroke[3]; /* of slot.h, for slots of up to 144 bytes; */
+  uint8_t step[6];   /* for MA_MIXED */
+  uint8_t rest;      /* least canary bytes after a block */
+  uint8_t is_tagged; /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
   union
   {
     struct

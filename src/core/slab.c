@@ -251,8 +251,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   for (unsigned i = 0; i < 3; i++)
     unit->stroke[i] = slot_stroke (i + 1, unit->slot);
   unit->rest = local->is_plain ? 0 : MA_CANARY;
-  size_t covered = local->is_plain ? unit->slot : slot_covered (unit->group);
-  unit->least = (uint16_t)(covered < unit->slot ? unit->slot - covered : 0);
+  unit->least = local->is_plain ? 0 : slot_least (ma_class_of_slab (class));
   unit->span = (uint16_t)(unit->slot - unit->rest - unit->least);
   unit->is_tagged = (uint8_t)local->is_tagged;
   if (local->is_tagged)
@@ -262,7 +261,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
     unit->step[i] = slot_step (i + 1, unit->slot);
   if (unit->group < MA_MIXED && ma_vector_width () == 16)
     unit->group = MA_LONG;
-  else if (unit->group > MA_UP_TO_48 && unit->group < MA_MIXED)
+  else if (unit->slot > 48 && unit->slot <= 512 && unit->group < MA_MIXED)
     unit->group = MA_MIXED;
 #endif
   if (unit->group == MA_LONG || is_object (unit))

@@ -1,14 +1,13 @@
 /* slot.h - the bytes of a slot: all zero while it is free; a block and its canary while it is not.
  *
- * This is what the fast paths spend their time on. Sizes differ from call to call, so that a loop
- * over a slot ends in a mispredicted branch, which costs as much as 500 bytes of stores. Instead,
- * slots are in groups, and within a group the work has one shape: a fixed number of vectors, most of 32
- * bytes, which lie on each other where the slot has not so many. Slots beyond the groups are looped over, out of
- * line, and so are all where the CPU is an x86-64 without such vectors; on others the compiler makes two of each.
+ * This is what the fast paths spend their time on, in vectors of 32 bytes. Slots are in groups: those of up to 144
+ * bytes have a fixed number of vectors, which lie on each other where the slot has not so many; those of up to 2,048
+ * are looped over. Longer ones are looped over out of line, and so are all where the CPU is an x86-64 without such
+ * vectors; on others the compiler makes two of each.
  *
- * Which group it is, is a branch as well, and where sizes are mixed that one is mispredicted. There each slot
- * of 64 bytes or more gets what the longest one needs, 512 bytes of vectors, the last ones on each other. A
- * mispredicted branch takes longer.
+ * Where sizes are mixed, the branch on the group and the end of the loop are mispredicted, which takes as long as
+ * 500 bytes of stores. There each slot of 64 to 512 bytes gets what the longest one needs, the last ones of its
+ * vectors on each other.
  *
  * A load waits for the cache when the bytes it wants were just written by two stores. So slots are
  * multiples of 32, or the vectors of both passes lie so that each load is one store; and the canary,
@@ -87,9 +86,8 @@ enum ma_group
 {
   MA_UP_TO_48, /* two vectors, where the next group has five */
   MA_UP_TO_144,
-  MA_UP_TO_320,
-  MA_UP_TO_512,
-  MA_MIXED,   /* any of the three before, in a CPU with wider vectors: sizes come in turns */
+  MA_UP_TO_2048,
+  MA_MIXED,   /* 64 to 512 bytes, in a CPU with wider vectors: sizes come in turns */
   MA_UNWIPED, /* no canary, nothing is looked at: any size of a plain arena */
   MA_LONG     /* no shape, or no vectors */
 };
@@ -97,11 +95,10 @@ enum ma_group
 static inline unsigned
 ma_slot_group (size_t slot)
 {
-  return slot <= 48    ? MA_UP_TO_48
-         : slot <= 144 ? MA_UP_TO_144
-         : slot <= 320 ? MA_UP_TO_320
-         : slot <= 512 ? MA_UP_TO_512
-                       : MA_LONG;
+  return slot <= 48     ? MA_UP_TO_48
+         : slot <= 144  ? MA_UP_TO_144
+         : slot <= 2048 ? MA_UP_TO_2048
+                        : MA_LONG;
 }
 
 /* Slots are at multiples of 16. */
@@ -152,49 +149,22 @@ slot_see_half (ma_v32 *seen, const char *p)
 #define AT(p, offset) (*(ma_v32 *)((p) + (offset)))
 #define CONST_AT(p, offset) (*(const ma_v32 *)((p) + (offset)))
 
-/* Where in a slot of up to 144 bytes the second to fourth vector of 32 bytes lies, and in one of up to 320 the third
- * to fifth of 64: on the last whole one, if there are not so many. */
-static inline uint16_t
+/* Where in a slot of up to 144 bytes the second to fourth vector lies: on the last whole one, if there are not so
+ * many. */
+static inline uint8_t
 slot_stroke (unsigned i, size_t slot)
 {
-  size_t at = slot <= 144 ? 32 * i : 64 * (i + 1);
-  size_t last = slot <= 144 ? (slot & ~(size_t)31) - 32 : (slot & ~(size_t)63) - 64;
-  return (uint16_t)(at < last ? at : last);
+  size_t last = (slot & ~(size_t)31) - 32;
+  return (uint8_t)(32 * i < last ? 32 * i : last);
 }
 
-MA_INLINE int
-slot_is_zero_shape (const char *p, size_t slot, int half)
-{
-  ma_v32 seen = { 0, 0, 0, 0 };
-#pragma GCC unroll 8
-  for (int i = 0; i < half; i++)
-    seen |= CONST_AT (p, 32 * (size_t)i) | CONST_AT (p, slot - 32 * (size_t)(i + 1));
-  return slot_is_none (&seen);
-}
-
+/* What of the canary is in the vector AT, written over a zero slot: the bytes of the block stay zero. */
 MA_INLINE void
-slot_wipe_shape (char *p, size_t slot, int half)
-{
-#pragma GCC unroll 8
-  for (int i = 0; i < half; i++)
-    {
-      AT (p, 32 * (size_t)i) = (ma_v32){ 0, 0, 0, 0 };
-      AT (p, slot - 32 * (size_t)(i + 1)) = (ma_v32){ 0, 0, 0, 0 };
-      /* No dead store, and no call of memset either. */
-      __asm__ volatile ("" : : "r"(p) : "memory");
-    }
-}
-
-/* Written over a zero slot: the bytes of the block stay zero. VECTORS hold the longest canary of a
- * block of the class's own sizes. */
-MA_INLINE void
-slot_canary_shape (char *p, size_t size, size_t slot, int vectors)
+slot_canary_vector (char *p, size_t size, size_t at)
 {
   long long word = (long long)ma_sealed.canary;
   ma_v32 canary = { word, word, word, word };
-#pragma GCC unroll 2
-  for (int i = vectors; i > 0; i--)
-    AT (p, slot - 32 * (size_t)i) = canary & SLOT_MASK (size, slot - 32 * (size_t)i);
+  AT (p, at) = canary & SLOT_MASK (size, at);
 }
 
 typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
@@ -204,27 +174,6 @@ static inline uint64_t
 slot_canary_word (size_t at)
 {
   return *(const ma_word *)((const char *)&ma_sealed.canary + (at & 7));
-}
-
-/* Whether the canary is what was written: its first 8 bytes, and of the slot's last words those WORDS
- * that the longest one has beyond these. */
-MA_INLINE int
-slot_intact_shape (const char *p, size_t size, size_t slot, int words)
-{
-  uint64_t c = ma_sealed.canary;
-  uint64_t damage = *(const ma_word *)(p + size) ^ slot_canary_word (size);
-  size_t first = (size + 7) & ~(size_t)7;
-#pragma GCC unroll 4
-  for (int i = words; i > 1; i--)
-    {
-      size_t at = slot - 8 * (size_t)i;
-      at = at > first ? at : first;
-      /* One after the other: with all of them at once the caller would save registers. */
-      __asm__ ("" : "+r"(damage), "+r"(at));
-      damage |= *(const ma_word *)(p + at) ^ c;
-    }
-  damage |= *(const ma_word *)(p + slot - 8) ^ c;
-  return damage == 0;
 }
 
 /* An object's slot, up to 512 bytes, is wiped by this many vectors from each end, which is 64 bytes for
@@ -267,73 +216,100 @@ slot_intact_long (const char *p, size_t size, size_t slot)
   return damage == 0;
 }
 
-/* The longest canary that the shapes see: 8 bytes, and what one step between classes adds. An aligned
- * block, or one that was resized in place, may have a longer one. */
-static inline size_t
-slot_covered (unsigned group)
+/* The smallest size of the class: a smaller block, which is aligned or was resized in place, has a longer canary than
+ * the shapes see. In the least slots, 23 bytes. */
+static inline uint16_t
+slot_least (unsigned class)
 {
-  return group <= MA_UP_TO_144 ? 23 : group < MA_UNWIPED ? 39 : 0;
+  return (uint16_t)((class != 0 ? ma_class_slot[class - 1] : MA_SLOT_LEAST - 16) - MA_CANARY + 1);
 }
 
-/* Gives a free slot of up to 144 bytes to a block of a size of its class: 0 if it was written since it was
- * wiped, and then the canary is not. Such slots are whole vectors and, every second of them, 16 bytes
+/* Gives a free slot of up to 2,048 bytes to a block of a size of its class: 0 if it was written since it was
+ * wiped, and then the canary is not. Those of up to 144 are whole vectors and, every second of them, 16 bytes
  * more. Those of up to 48 bytes have the jump: they have time for it. */
 MA_INLINE int
-slot_take_small (const struct ma_unit *unit, char *p, size_t size)
+slot_take (const struct ma_unit *unit, char *p, size_t size)
 {
   size_t slot = unit->slot;
-  const uint16_t *stroke = unit->stroke;
-  ma_v32 seen = CONST_AT (p, 0);
-  slot_see_half (&seen, p + slot - 16);
-  if (likely (unit->group != MA_UP_TO_48))
-    seen |= CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1]) | CONST_AT (p, stroke[2]);
+  if (likely (unit->group <= MA_UP_TO_144))
+    {
+      const uint8_t *stroke = unit->stroke;
+      ma_v32 seen = CONST_AT (p, 0);
+      slot_see_half (&seen, p + slot - 16);
+      if (likely (unit->group != MA_UP_TO_48))
+        seen |= CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1]) | CONST_AT (p, stroke[2]);
+      if (unlikely (!slot_is_none (&seen)))
+        return 0;
+      slot_canary_vector (p, size, slot - 32);
+      return 1;
+    }
+  /* The last five vectors, and four at a time of what is before: of up to 288 bytes, once. */
+  const char *end = p + slot - 160;
+  const char *at = p;
+  ma_v32 seen = (CONST_AT (end, 0) | CONST_AT (end, 32)) | (CONST_AT (end, 64) | CONST_AT (end, 96))
+                | CONST_AT (end, 128);
+  do
+    {
+      seen |= (CONST_AT (at, 0) | CONST_AT (at, 32)) | (CONST_AT (at, 64) | CONST_AT (at, 96));
+      at += 128;
+    }
+  while (at < end);
   if (unlikely (!slot_is_none (&seen)))
     return 0;
-  slot_canary_shape (p, size, slot, 1);
+  slot_canary_vector (p, size, slot - 32);
+  for (size_t i = slot - 32; i > size;)
+    slot_canary_vector (p, size, i -= 32);
   return 1;
 }
 
-/* Wipes it if no byte after the block was written. */
+/* Wipes it if no byte after the block was written. GROUP is UNIT's, which its owner may change. */
 MA_INLINE int
-slot_give_small (const struct ma_unit *unit, char *p, size_t size)
+slot_give (const struct ma_unit *unit, char *p, size_t size, unsigned group)
 {
-  if (unlikely (!slot_intact_shape (p, size, unit->slot, 2)))
-    return 0;
-  /* The unit is read again: what is kept of it takes registers that would have to be saved. */
-  __asm__ volatile ("" : : : "memory");
-  const uint16_t *stroke = unit->stroke;
+  uint64_t damage = *(const ma_word *)(p + size) ^ slot_canary_word (size);
+  const char *word = p + unit->slot - 8;
+  damage |= *(const ma_word *)word ^ ma_sealed.canary;
+  /* Here and below: what is kept of the unit and the canary takes registers that would have to be saved. */
+  __asm__ volatile ("" : "+r"(damage) : : "memory");
   ma_v32 zero = { 0, 0, 0, 0 };
-  /* Last first: what the others write again is read from them. */
-  AT (p, (size_t)unit->slot - 32) = zero;
-  AT (p, 0) = zero;
-  if (likely (unit->group != MA_UP_TO_48))
-    AT (p, stroke[0]) = AT (p, stroke[1]) = AT (p, stroke[2]) = zero;
-  __asm__ volatile ("" : : "r"(p) : "memory");
-  return 1;
-}
-
-/* The same for the next two groups. */
-MA_INLINE int
-slot_take_larger_32 (const struct ma_unit *unit, char *p, size_t size)
-{
-  size_t slot = unit->slot;
-  if (unlikely (slot <= 320 ? !slot_is_zero_shape (p, slot, 5) : !slot_is_zero_shape (p, slot, 8)))
+  if (likely (group <= MA_UP_TO_144))
+    {
+      /* Of the last 16 bytes what is after the first 8. */
+      const char *first = p + ((size + 7) & ~(size_t)7);
+      word = word - 8 > first ? word - 8 : first;
+      damage |= *(const ma_word *)word ^ ma_sealed.canary;
+      if (unlikely (damage != 0))
+        return 0;
+      __asm__ volatile ("" : : : "memory");
+      const uint8_t *stroke = unit->stroke;
+      /* Last first: what the others write again is read from them. */
+      AT (p, (size_t)unit->slot - 32) = zero;
+      AT (p, 0) = zero;
+      if (likely (unit->group != MA_UP_TO_48))
+        AT (p, stroke[0]) = AT (p, stroke[1]) = AT (p, stroke[2]) = zero;
+      __asm__ volatile ("" : : "r"(p) : "memory");
+      return 1;
+    }
+  for (word -= 8; word >= p + size; word -= 8)
+    {
+      damage |= *(const ma_word *)word ^ ma_sealed.canary;
+      __asm__ volatile ("" : "+r"(damage) : : "memory");
+    }
+  if (unlikely (damage != 0))
     return 0;
-  slot_canary_shape (p, size, slot, 2);
-  return 1;
-}
-
-MA_INLINE int
-slot_give_larger_32 (const struct ma_unit *unit, char *p, size_t size)
-{
-  if (unlikely (!slot_intact_shape (p, size, unit->slot, 4)))
-    return 0;
-  /* Read again, as above. */
   __asm__ volatile ("" : : : "memory");
-  if (unit->slot <= 320)
-    slot_wipe_shape (p, unit->slot, 5);
-  else
-    slot_wipe_shape (p, unit->slot, 8);
+  /* Stores are what there is no time for: two at a time. */
+  char *end = p + unit->slot - 32;
+  char *at = p;
+  AT (end, 0) = zero;
+  do
+    {
+      AT (at, 0) = AT (at, 32) = zero;
+      at += 64;
+      /* No call of memset. */
+      __asm__ volatile ("" : "+r"(at) : : "memory");
+    }
+  while (at < end);
   return 1;
 }
 
@@ -347,7 +323,7 @@ slot_step (unsigned i, size_t slot)
   return (uint8_t)((64 * i < slot - 64 ? 64 * i : slot - 64) / 8);
 }
 
-/* As slot_take_small and slot_give_small. The canary is looked at in vectors: where sizes are mixed nobody
+/* As slot_take and slot_give. The canary is looked at in vectors: where sizes are mixed nobody
  * has just written there. */
 MA_INLINE int
 slot_take_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
@@ -364,7 +340,8 @@ slot_take_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
     }
   if (unlikely (!slot_is_none (&seen)))
     return 0;
-  slot_canary_shape (p, size, unit->slot, 2);
+  slot_canary_vector (p, size, unit->slot - 32);
+  slot_canary_vector (p, size, unit->slot - 64);
   return 1;
 }
 
@@ -406,52 +383,6 @@ slot_is_none_64 (const ma_v64 *seen)
            : "v"(*seen)
            : "k1");
   return is_none;
-}
-
-/* As those of 32 bytes; slots of up to 320 are whole vectors of 64 and, every second of them, 32 bytes more. Larger
- * ones have the shape of 32. */
-MA_INLINE int
-slot_take_larger_64 (const struct ma_unit *unit, char *p, size_t size)
-{
-  typedef long long ma_v64_anywhere __attribute__ ((vector_size (64), aligned (1), may_alias));
-  size_t slot = unit->slot;
-  if (unlikely (slot > 320))
-    return slot_take_larger_32 (unit, p, size);
-  const uint16_t *stroke = unit->stroke;
-  /* As in slot_see_half: half a vector, and zeros. */
-  ma_v64 seen;
-  __asm__ ("vmovdqu %1, %t0" : "=x"(seen) : "m"(CONST_AT (p, slot - 32)));
-  seen |= CONST_AT_64 (p, 0) | CONST_AT_64 (p, 64) | CONST_AT_64 (p, stroke[0])
-          | CONST_AT_64 (p, stroke[1]) | CONST_AT_64 (p, stroke[2]);
-  if (unlikely (!slot_is_none_64 (&seen)))
-    return 0;
-  ma_v64 canary = (long long)ma_sealed.canary + (ma_v64){ 0, 0, 0, 0, 0, 0, 0, 0 };
-  AT_64 (p, slot - 64)
-      = canary & *(const ma_v64_anywhere *)(ma_slot_masks + SLOT_BOUNDARY + (slot - 64) - size);
-  return 1;
-}
-
-MA_INLINE int
-slot_give_larger_64 (const struct ma_unit *unit, char *p, size_t size)
-{
-  if (unlikely (!slot_intact_shape (p, size, unit->slot, 4)))
-    return 0;
-  /* Read again, as above. */
-  __asm__ volatile ("" : : : "memory");
-  if (unlikely (unit->slot > 320))
-    {
-      slot_wipe_shape (p, unit->slot, 8);
-      return 1;
-    }
-  const uint16_t *stroke = unit->stroke;
-  ma_v64 zero = { 0, 0, 0, 0, 0, 0, 0, 0 };
-  /* Last first, as for the small ones. */
-  AT_64 (p, (size_t)unit->slot - 64) = zero;
-  AT_64 (p, 0) = zero;
-  AT_64 (p, 64) = zero;
-  AT_64 (p, stroke[0]) = AT_64 (p, stroke[1]) = AT_64 (p, stroke[2]) = zero;
-  __asm__ volatile ("" : : "r"(p) : "memory");
-  return 1;
 }
 
 /* Which of the last 64 bytes are after the block. */

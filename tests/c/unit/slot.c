@@ -8,7 +8,7 @@
 enum
 {
   MARGIN = 64, /* more than any vector reaches beyond */
-  MOST = 512
+  MOST = 2048  /* slot with a shape */
 };
 
 union ma_sealed_page ma_sealed_page;
@@ -23,26 +23,36 @@ struct way
   const char *name;
   int (*take) (const struct ma_unit *, char *, size_t);
   int (*give) (const struct ma_unit *, char *, size_t);
-  int is_mixed;
-  size_t least;   /* slot */
+  size_t least; /* slot */
+  size_t most;
   size_t longest; /* canary; 0: of the slot's own sizes */
 };
 
-#define WAY(name, take_larger, give_larger, target)                                                \
-  target static int take_##name (const struct ma_unit *u, char *p, size_t size)                    \
+MA_VECTORS static int
+take_32 (const struct ma_unit *u, char *p, size_t size)
+{
+  return slot_take (u, p, size);
+}
+
+MA_VECTORS static int
+give_32 (const struct ma_unit *u, char *p, size_t size)
+{
+  return slot_give (u, p, size, u->group);
+}
+
+#ifdef MA_WIDE
+#define MIXED(width, target)                                                                       \
+  target static int take_mixed_##width (const struct ma_unit *u, char *p, size_t size)             \
   {                                                                                                \
-    return u->group <= MA_UP_TO_144 ? slot_take_small (u, p, size) : take_larger (u, p, size);     \
+    return slot_take_mixed_##width (u, p, size);                                                   \
   }                                                                                                \
-  target static int give_##name (const struct ma_unit *u, char *p, size_t size)                    \
+  target static int give_mixed_##width (const struct ma_unit *u, char *p, size_t size)             \
   {                                                                                                \
-    return u->group <= MA_UP_TO_144 ? slot_give_small (u, p, size) : give_larger (u, p, size);     \
+    return slot_give_mixed_##width (u, p, size);                                                   \
   }
 
-WAY (32, slot_take_larger_32, slot_give_larger_32, MA_VECTORS)
-#ifdef MA_WIDE
-WAY (64, slot_take_larger_64, slot_give_larger_64, MA_TARGET_64)
-WAY (mixed_32, slot_take_mixed_32, slot_give_mixed_32, MA_TARGET_32)
-WAY (mixed_64, slot_take_mixed_64, slot_give_mixed_64, MA_TARGET_64)
+MIXED (32, MA_TARGET_32)
+MIXED (64, MA_TARGET_64)
 #endif
 
 static int
@@ -119,27 +129,27 @@ look (const struct way *way, size_t size)
 static void
 look_all (const struct way *way)
 {
-  for (unsigned class = 0; class < MA_CLASSES && ma_class_slot[class] <= MOST; class++)
+  for (unsigned class = 0; class < MA_CLASSES && ma_class_slot[class] <= way->most; class++)
     {
       size_t slot = ma_class_slot[class];
       if (slot < way->least)
         continue;
       unit.slot = (uint16_t)slot;
-      unit.group = (uint8_t)(way->is_mixed ? MA_MIXED : ma_slot_group (slot));
+      unit.group = (uint8_t)(way->most < MOST ? MA_MIXED : ma_slot_group (slot));
       for (unsigned i = 0; i < 3; i++)
         unit.stroke[i] = slot_stroke (i + 1, slot);
 #ifdef MA_WIDE
       for (unsigned i = 0; i < 6; i++)
         unit.step[i] = slot_step (i + 1, slot);
 #endif
-      size_t longest = way->longest != 0 ? way->longest : slot_covered (unit.group);
-      size_t least = slot > longest ? slot - longest : 0;
-      for (size_t size = least; size <= slot - MA_CANARY; size++)
-        if (ma_class_of (size) == class || way->longest != 0)
-          {
-            bytes = memory + MARGIN + size % 4 * 16;
-            look (way, size);
-          }
+      size_t least = slot_least (class);
+      if (way->longest != 0)
+        least = slot > way->longest ? slot - way->longest : 0;
+      for (size_t size = least; size <= slot - MA_CANARY; size += slot <= 512 ? 1 : 7)
+        {
+          bytes = memory + MARGIN + size % 4 * 16;
+          look (way, size);
+        }
     }
   printf ("%s\n", way->name);
 }
@@ -148,7 +158,7 @@ int
 main (void)
 {
   ma_sealed.canary = ma_sealed.canary_again = 0x8182848890a0c0ffu;
-  look_all (&(struct way){ "any canary", take_long, give_long, 0, 0, MOST });
+  look_all (&(struct way){ "any canary", take_long, give_long, 0, 512, 512 });
 #ifdef MA_WIDE
   __builtin_cpu_init ();
   if (!__builtin_cpu_supports ("avx2") || !__builtin_cpu_supports ("bmi2"))
@@ -157,17 +167,16 @@ main (void)
       return 0;
     }
 #endif
-  look_all (&(struct way){ "32 bytes", take_32, give_32, 0, 0, 0 });
+  look_all (&(struct way){ "32 bytes", take_32, give_32, 0, MOST, 0 });
 #ifdef MA_WIDE
-  look_all (&(struct way){ "32 bytes, mixed sizes", take_mixed_32, give_mixed_32, 1, 64, 64 });
+  look_all (&(struct way){ "32 bytes, mixed sizes", take_mixed_32, give_mixed_32, 64, 512, 64 });
   if (!__builtin_cpu_supports ("avx512bw") || !__builtin_cpu_supports ("avx512dq")
       || !__builtin_cpu_supports ("avx512vl"))
     {
       puts ("left out: vectors of 64 bytes, which this CPU has not");
       return 0;
     }
-  look_all (&(struct way){ "64 bytes", take_64, give_64, 0, 0, 0 });
-  look_all (&(struct way){ "64 bytes, mixed sizes", take_mixed_64, give_mixed_64, 1, 64, 64 });
+  look_all (&(struct way){ "64 bytes, mixed sizes", take_mixed_64, give_mixed_64, 64, 512, 64 });
 #endif
   return 0;
 }
