@@ -93,19 +93,33 @@ ma_pages_discard (struct ma_unit *unit, uint16_t pages)
   }
 }
 
-/* Populated, as the zero check would map the shared zero page first and fault twice. */
+/* Locked pages count in the arena's mapped bytes also while they are away. */
+static int
+charge (const struct ma_unit *unit, uint16_t pages)
+{
+  return !unit->local->is_plain
+         || ma_heap_charge (unit->local->arena, ma_page_count (pages) << MA_PAGE_SHIFT) == 0;
+}
+
+/* As many as the slab has, of the first ones that lie together: few for small users, few calls for large ones.
+ * Populated, as the zero check would map the shared zero page first and fault twice. */
 int
 ma_pages_recall (struct ma_unit *unit)
 {
-  unsigned page = (unsigned)__builtin_ctz (unit->away);
   unsigned first;
   unsigned end;
-  uint16_t pages = ma_pages_are_vast (unit) ? unit->away : (uint16_t)(1u << page);
-  if (unit->local->is_plain
-      && ma_heap_charge (unit->local->arena, ma_page_count (pages) << MA_PAGE_SHIFT))
+  unsigned page = (unsigned)__builtin_ctz (unit->away);
+  unsigned run = (unsigned)__builtin_ctz (~((unsigned)unit->away >> page));
+  unsigned present = unit->opened - ma_page_count (unit->away);
+  unsigned n = run < present ? run : present > 0 ? present : 1;
+  int are_vast = ma_pages_are_vast (unit);
+  uint16_t pages = are_vast ? unit->away : page_bits (page, page + n);
+  /* What is left of a limit may be less. */
+  if (!charge (unit, pages) && (are_vast || !charge (unit, pages = page_bits (page, page + 1))))
     return 0;
-  if (!ma_pages_are_vast (unit))
-    os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), MA_PAGE);
+  if (!are_vast)
+    os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), ma_page_count (pages)
+                                                                   << MA_PAGE_SHIFT);
   set_away (unit, unit->away & ~(unsigned)pages);
   unit->local->present += ma_page_count (pages);
   for (; pages >> page; page++)

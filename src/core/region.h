@@ -100,6 +100,7 @@ struct ma_unit
   uint8_t state;         /* MA_UNIT_OPEN, ... */
   uint8_t opened;        /* pages, from the first */
   uint8_t had_remote;    /* another thread freed in it since the heap was taken */
+  uint8_t turn;          /* its local arena's when it became current last */
   uint16_t locked;       /* bit by page */
   /* Of a slab of objects, bit by word of FREE: may have a free slot. One that has, and no bit, is found when
    * none is left that has one. */

@@ -23,48 +23,58 @@ enum
 
 /* ---- slabs ---- */
 
-static void give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept);
+static void give_all (struct ma_local *local, const struct ma_unit *kept);
 
-/* Opens the next pages of the slab, and with them a slot at least: as many as there are, so that small
- * users hold little and large ones ask seldom. 0 or an errno. */
+/* Opens the next pages of the slab, and with them a slot at least: as many as the class has, so that small
+ * users hold little and large ones ask seldom, or what is left of a limit. IS_FIRST: the class has no other slab. 0
+ * or an errno. */
 static int
-extend (struct ma_local *local, struct ma_unit *unit)
+extend (struct ma_local *local, struct ma_unit *unit, int is_first)
 {
   malloc_arena *arena = local->arena;
   unsigned from = unit->opened;
-  unsigned to = from == 0 ? 1 : 2 * from;
-  while (((size_t)to << MA_PAGE_SHIFT) / unit->slot == unit->avail)
-    to *= 2;
-  if (to > ma_pages_most (unit))
-    to = ma_pages_most (unit);
   char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
-  size_t size = (size_t)(to - from) << MA_PAGE_SHIFT;
-  if (ma_heap_charge (arena, size))
+  unsigned least = 1;
+  while (((size_t)(from + least) << MA_PAGE_SHIFT) / unit->slot == unit->avail)
+    least++;
+  unsigned most = ma_pages_most (unit) - from;
+  unsigned n = !is_first ? most : least > from ? least : from;
+  if (n > most)
+    n = most;
+  if (ma_heap_charge (arena, (size_t)n << MA_PAGE_SHIFT)
+      && ma_heap_charge (arena, (size_t)(n = least) << MA_PAGE_SHIFT))
     return ENOMEM;
   int locked;
-  int refused = ma_heap_lock (arena, p, size, unit->state, &locked);
+  int refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
   /* The limit may be spent on what nobody uses. */
   if (refused)
     {
       ma_large_flush (local);
-      give_empty (local, 0, unit);
+      give_all (local, unit);
       ma_others_reclaim (arena);
-      refused = ma_heap_lock (arena, p, size, unit->state, &locked);
+      refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
+    }
+  if (refused && n > least)
+    {
+      ma_heap_refund (arena, (size_t)(n - least) << MA_PAGE_SHIFT);
+      n = least;
+      refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
     }
   if (refused && (refused = ma_heap_unlockable (arena, refused)))
     {
-      ma_heap_refund (arena, size);
+      ma_heap_refund (arena, (size_t)n << MA_PAGE_SHIFT);
       return refused;
     }
+  unsigned to = from + n;
   /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
    * is never present and counts for nothing else. */
   if (locked && to == MA_SLAB_PAGES && !arena->is_secretmem)
     os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
   if (!ma_pages_are_vast (unit))
-    os_populate (p, size);
+    os_populate (p, (size_t)n << MA_PAGE_SHIFT);
   unit->locked |= locked ? page_bits (from, to) : 0;
   unit->opened = (uint8_t)to;
-  local->present += to - from;
+  local->present += n;
   unsigned avail = ma_slots_in (to, unit->slot);
   ma_pages_set_free (unit, unit->avail, avail, 1);
   unit->hint = (uint8_t)(unit->avail / 64);
@@ -88,6 +98,8 @@ static void
 set_current (struct ma_local *local, unsigned class, struct ma_unit *unit)
 {
   local->current[class] = unit;
+  if (unit != &ma_no_slab) /* which all threads share */
+    unit->turn = local->turn;
   for (size_t i = 0; i <= MA_OBJECT_MOST / 16; i++)
     if (ma_class_of_object (16 * i) == class)
       local->spots[i].word = ma_no_slab.free;
@@ -220,7 +232,7 @@ slab_bytes (const malloc_arena *arena)
 
 /* A slab of the class with its first page open, or NULL and the errno. */
 static struct ma_unit *
-open_slab (struct ma_local *local, unsigned class, int *refused)
+open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
 {
   struct ma_unit *unit = take_unit (local);
   *refused = ENOMEM;
@@ -276,7 +288,7 @@ open_slab (struct ma_local *local, unsigned class, int *refused)
   unit->locked = 0;
   memset (unit->free, 0, sizeof unit->free);
   unit->kind = MA_UNIT_DENSE;
-  *refused = extend (local, unit);
+  *refused = extend (local, unit, is_first);
   if (*refused)
     {
       close_slab (local, unit);
@@ -300,26 +312,33 @@ next_used (struct ma_unit **heap, struct ma_unit *unit)
   return NULL;
 }
 
-/* Gives back pages without a live slot, and slabs without one, until KEEP such pages are left; if
- * there are no more than twice as many, none: what is given back now is not wanted in a moment. The
- * slab KEPT stays as it is; current ones stay slabs, unless everything is to go. */
-static void
-give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
+/* Threads must not find what may be locked spent on what others do not use. */
+static size_t
+warm_pages (const struct ma_local *local)
 {
-  size_t idle = 0;
+  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
+  size_t most = WARM_PAGES_ALL / (locals | (locals == 0));
+  if (most > local->warm_most)
+    most = local->warm_most;
+  return most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
+         : most > WARM_PAGES_MOST ? WARM_PAGES_MOST
+                                  : most;
+}
+
+/* Gives back pages without a live slot, and slabs without one, until KEEP of IDLE such pages are left. The slab
+ * KEPT stays as it is; current ones stay slabs, unless everything is to go. If OLD, only of slabs that had no turn
+ * since pages were given back last. */
+static size_t
+give_pages (struct ma_local *local, size_t idle, size_t keep, const struct ma_unit *kept, int old)
+{
   struct ma_unit *heap = local->heaps;
-  for (struct ma_unit *unit = NULL; keep && (unit = next_used (&heap, unit));)
-    idle += ma_page_count (ma_pages_empty (unit));
-  if (keep && idle <= 2 * keep)
-    return;
-  heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     {
       int is_current = local->current[unit->class] == unit;
-      if (unit == kept)
+      if (unit == kept || (old && unit->turn == local->turn))
         continue;
       if (keep && idle <= keep)
-        return;
+        break;
       uint16_t empty = ma_pages_empty (unit);
       idle -= ma_page_count (empty);
       local->given_pages += ma_page_count (empty);
@@ -334,6 +353,31 @@ give_empty (struct ma_local *local, size_t keep, const struct ma_unit *kept)
         unlist (local, unit);
       close_slab (local, unit);
     }
+  return idle;
+}
+
+/* All pages that nobody uses. */
+static void
+give_all (struct ma_local *local, const struct ma_unit *kept)
+{
+  give_pages (local, 0, 0, kept, 0);
+}
+
+/* The same until so many are left as may stay warm; if there are no more than twice as many, none: what is given
+ * back now is not wanted in a moment. Nor is what another work has left, so that this goes first. */
+static void
+give_cold (struct ma_local *local)
+{
+  size_t keep = warm_pages (local);
+  size_t idle = 0;
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    idle += ma_page_count (ma_pages_empty (unit));
+  if (idle <= 2 * keep)
+    return;
+  idle = give_pages (local, idle, keep, NULL, 1);
+  give_pages (local, idle, keep, NULL, 0);
+  local->turn++;
 }
 
 /* Whether nothing is in the heap and nobody will link its units any more: another thread that frees a
@@ -386,7 +430,7 @@ void
 ma_slab_trim (struct ma_local *local)
 {
   ma_slab_collect (local);
-  give_empty (local, 0, NULL);
+  give_all (local, NULL);
   give_heaps (local);
 }
 
@@ -400,19 +444,6 @@ ma_slab_begin (struct ma_local *local)
   local->warm_most = bytes >> MA_PAGE_SHIFT;
   for (unsigned class = 0; class < MA_SLAB_CLASSES; class++)
     set_current (local, class, &ma_no_slab);
-}
-
-/* Threads must not find what may be locked spent on what others do not use. */
-static size_t
-warm_pages (const struct ma_local *local)
-{
-  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
-  size_t most = WARM_PAGES_ALL / (locals | (locals == 0));
-  if (most > local->warm_most)
-    most = local->warm_most;
-  return most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
-         : most > WARM_PAGES_MOST ? WARM_PAGES_MOST
-                                  : most;
 }
 
 /* Memory is looked for when the live bytes have fallen to half of what they were when it was last
@@ -432,7 +463,7 @@ set_floor (struct ma_local *local)
 static void
 trim (struct ma_local *local)
 {
-  give_empty (local, warm_pages (local), NULL);
+  give_cold (local);
   if (local->is_plain)
     {
       /* Hardly anything is left of the work. After much of it, what would wait for its next use is
@@ -442,7 +473,7 @@ trim (struct ma_local *local)
         {
           ma_large_flush (local);
           if (local->given_pages > 32 * WARM_PAGES_LEAST)
-            give_empty (local, 0, NULL);
+            give_all (local, NULL);
           if (live == 0)
             local->given_pages = 0;
         }
@@ -476,6 +507,7 @@ static struct ma_unit *
 next_slab (struct ma_local *local, unsigned class, int *refused)
 {
   struct ma_unit *unit = local->current[class];
+  int is_first = 1;
   *refused = 0;
   ma_slab_collect (local);
   for (;;)
@@ -484,12 +516,15 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
         return unit;
       if (unit->opened != 0 && unit->opened < ma_pages_most (unit))
         {
-          *refused = extend (local, unit);
+          *refused = extend (local, unit, is_first);
           return *refused ? NULL : unit;
         }
       struct ma_unit *other = local->partial[class];
       if (unit != &ma_no_slab) /* which all threads share */
-        __atomic_store_n (&unit->is_full, 1, __ATOMIC_RELAXED);
+        {
+          __atomic_store_n (&unit->is_full, 1, __ATOMIC_RELAXED);
+          is_first = 0;
+        }
       if (other == NULL)
         break;
       unlist (local, other);
@@ -497,7 +532,7 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
       set_current (local, class, unit);
     }
   set_current (local, class, &ma_no_slab);
-  unit = open_slab (local, class, refused);
+  unit = open_slab (local, class, is_first, refused);
   if (unit)
     {
       unit->is_full = 0;

@@ -2,6 +2,8 @@
  * goes on when the limit is met, and all pages are the kernel's again when the work has ended. */
 #include "check.h"
 
+#include <sys/resource.h>
+
 enum
 {
   LIMIT = 8 << 20,
@@ -172,6 +174,33 @@ other_size (size_t before, size_t after)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* Pages that the kernel had to find. */
+static long
+faults (void)
+{
+  struct rusage usage;
+  CHECK_EQUAL (getrusage (RUSAGE_SELF, &usage), 0);
+  return usage.ru_minflt;
+}
+
+/* What another work has left is what is given back first: a work that is done again and again has its pages
+ * from the second time on. */
+static void
+done_again (unsigned kind)
+{
+  malloc_arena *arena = new_arena (kind, "again", 0);
+  drop (fill (arena, 24, 40000), 0);
+  long before = 0;
+  for (size_t i = 0; i < 10; i++)
+    {
+      if (i == 3)
+        before = faults ();
+      drop (fill (arena, 50, 20000), 0);
+    }
+  CHECK_EQUAL (faults () - before, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 static void *
 worker (void *data)
 {
@@ -267,6 +296,7 @@ main (void)
   reused_space (HEAP_DEFAULT);
   other_size (100, 16);
   other_size (400, 1000);
+  done_again (HEAP_SECURE);
   ended_threads ();
   by_class (HEAP_DEFAULT);
   by_class (HEAP_SECURE);
