@@ -13,12 +13,12 @@ struct ma_unit ma_no_slab;
 /* Pages that nobody uses and that stay present in a local arena; ALL: in all of an arena's, while each
  * has more than the least. */
 #define WARM_PAGES_LEAST (((size_t)128 << 10) >> MA_PAGE_SHIFT)
-#define WARM_PAGES_MOST (((size_t)1 << 20) >> MA_PAGE_SHIFT)
-#define WARM_PAGES_ALL (((size_t)2 << 20) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_MOST (((size_t)2 << 20) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_ALL (((size_t)4 << 20) >> MA_PAGE_SHIFT)
 
 enum
 {
-  WARM_SHARE = 8 /* part of what may be locked; a quarter of that of the arena's limit */
+  WARM_SHARE = 4 /* part of what may be locked; a quarter of that of the arena's limit */
 };
 
 /* ---- slabs ---- */
