@@ -151,6 +151,16 @@ def list_large() -> Work:
 
 
 @micro
+def lines_large() -> Work:
+    text = "\n".join(f"line {i} of what happened" for i in range(20000))
+
+    def work() -> object:
+        return len(text.splitlines())
+
+    return work
+
+
+@micro
 def big_integers() -> Work:
     def work() -> object:
         number = 3

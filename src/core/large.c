@@ -401,23 +401,29 @@ pop_warm (struct ma_local *local, size_t pages, size_t most)
   return unit;
 }
 
-/* Whether BYTES more may stay warm. */
-static int
-is_room (const struct ma_local *local, size_t bytes, int is_locked)
+/* How many bytes too many are warm with BYTES more. */
+static size_t
+excess (const struct ma_local *local, size_t bytes, int is_locked)
 {
-  size_t all = atomic_load_explicit (&warm_locked, memory_order_relaxed);
-  return local->warm_bytes + bytes <= MA_WARM_LEAST
-         || (local->warm_bytes + bytes <= local->arena->warm_most
-             && (!is_locked || all + bytes <= local->arena->warm_lockable));
+  const malloc_arena *arena = local->arena;
+  size_t mine = local->warm_bytes + bytes;
+  if (mine <= MA_WARM_LEAST)
+    return 0;
+  size_t all = atomic_load_explicit (&warm_locked, memory_order_relaxed) + bytes;
+  size_t too_many = mine > arena->warm_most ? mine - arena->warm_most : 0;
+  if (is_locked && all > arena->warm_lockable + too_many)
+    too_many = all - arena->warm_lockable;
+  return too_many;
 }
 
-/* The same after others of LOCAL made room: those that were not asked for since this was so last, and then, bin by bin,
- * any. */
+/* Whether BYTES more may stay warm, after others of LOCAL made room: those that were not asked for since this was so
+ * last, and then, bin by bin, any. But where it takes the place of much that was asked for it does not stay: if the
+ * same is done again and again, it is opened each time, and else all of them were. */
 static int
 make_room (struct ma_local *local, size_t bytes, int is_locked)
 {
   const malloc_arena *arena = local->arena;
-  if (likely (is_room (local, bytes, is_locked)))
+  if (likely (excess (local, bytes, is_locked) == 0))
     return 1;
   if (bytes > arena->warm_most || (is_locked && bytes > arena->warm_lockable))
     return 0;
@@ -430,13 +436,14 @@ make_room (struct ma_local *local, size_t bytes, int is_locked)
       else
         link = &(*link)->next;
   local->warm_epoch++;
-  for (; local->warm_bytes != 0 && !is_room (local, bytes, is_locked);
-       local->warm_hand = (local->warm_hand + 1) % MA_BINS)
-    if (local->warm[local->warm_hand] != NULL)
-      close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
+  if (excess (local, bytes, is_locked) <= bytes / 2)
+    for (; local->warm_bytes != 0 && excess (local, bytes, is_locked) != 0;
+         local->warm_hand = (local->warm_hand + 1) % MA_BINS)
+      if (local->warm[local->warm_hand] != NULL)
+        close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
   pthread_mutex_unlock (&local->lock);
   errno = saved;
-  return is_room (local, bytes, is_locked);
+  return excess (local, bytes, is_locked) == 0;
 }
 
 int

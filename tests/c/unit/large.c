@@ -305,6 +305,15 @@ ready (void)
   for (size_t round = 0; round < 20; round++)
     grow (arena, 200000);
   CHECK (faults () - before < 100);
+  /* More than may stay: the last one does not, and all others do. */
+  static const size_t many[]
+      = { 5000, 10000, 20000, 40000, 80000, 160000, 320000, 640000, 1400000, 2600000 };
+  for (size_t round = 0; round < 3; round++)
+    use (arena, many, 10);
+  before = faults ();
+  for (size_t round = 0; round < 20; round++)
+    use (arena, many, 10);
+  CHECK (faults () - before < 20 * (2600000 / (long)CHECK_PAGE + 5));
   CHECK_EQUAL (count_bytes (0x5a), 0);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
