@@ -43,7 +43,7 @@ void ma_pages_set_free (struct ma_unit *unit, unsigned first, unsigned end, int 
 uint16_t ma_pages_empty (const struct ma_unit *unit);
 /* Gives those pages back. Their slots are not to be had until they are recalled. */
 void ma_pages_discard (struct ma_unit *unit, uint16_t pages);
-/* Has the first page that is away present again, and its slots to be had; of vast slots all pages.
+/* Has some of the pages that are away present again, and their slots to be had; of vast slots all.
  * 0 where the arena's limit does not allow it. */
 int ma_pages_recall (struct ma_unit *unit);
 /* Pages of a slab that have slots. */

@@ -13,21 +13,21 @@ struct ma_unit ma_no_slab;
 /* Pages that nobody uses and that stay present in a local arena; ALL: in all of an arena's, while each
  * has more than the least. */
 #define WARM_PAGES_LEAST (((size_t)128 << 10) >> MA_PAGE_SHIFT)
-#define WARM_PAGES_MOST (((size_t)2 << 20) >> MA_PAGE_SHIFT)
-#define WARM_PAGES_ALL (((size_t)4 << 20) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_MOST (((size_t)1 << 20) >> MA_PAGE_SHIFT)
+#define WARM_PAGES_ALL (((size_t)2 << 20) >> MA_PAGE_SHIFT)
 
 enum
 {
-  WARM_SHARE = 4 /* part of what may be locked; a quarter of that of the arena's limit */
+  WARM_SHARE = 8 /* part of what may be locked; a quarter of that of the arena's limit */
 };
 
 /* ---- slabs ---- */
 
 static void give_all (struct ma_local *local, const struct ma_unit *kept);
 
-/* Opens the next pages of the slab, and with them a slot at least: as many as the class has, so that small
- * users hold little and large ones ask seldom, or what is left of a limit. IS_FIRST: the class has no other slab. 0
- * or an errno. */
+/* Opens the next pages of the slab, and with them a slot, if it has one more: as many as are open, so that small users
+ * hold little and large ones ask seldom; all where the class has filled another slab (not IS_FIRST); or what is left of
+ * a limit. 0 or an errno. */
 static int
 extend (struct ma_local *local, struct ma_unit *unit, int is_first)
 {
@@ -38,6 +38,8 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
   while (((size_t)(from + least) << MA_PAGE_SHIFT) / unit->slot == unit->avail)
     least++;
   unsigned most = ma_pages_most (unit) - from;
+  if (least > most)
+    least = most;
   unsigned n = !is_first ? most : least > from ? least : from;
   if (n > most)
     n = most;
@@ -54,11 +56,12 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
       ma_others_reclaim (arena);
       refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
     }
-  if (refused && n > least)
+  if (refused && n > least
+      && ma_heap_lock (arena, p, (size_t)least << MA_PAGE_SHIFT, unit->state, &locked) == 0)
     {
       ma_heap_refund (arena, (size_t)(n - least) << MA_PAGE_SHIFT);
       n = least;
-      refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
+      refused = 0;
     }
   if (refused && (refused = ma_heap_unlockable (arena, refused)))
     {
@@ -230,7 +233,7 @@ slab_bytes (const malloc_arena *arena)
   return arena->is_secretmem ? (size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT : MA_UNIT;
 }
 
-/* A slab of the class with its first page open, or NULL and the errno. */
+/* A slab of the class with its first pages open, or NULL and the errno. */
 static struct ma_unit *
 open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
 {
@@ -340,18 +343,20 @@ give_pages (struct ma_local *local, size_t idle, size_t keep, const struct ma_un
       if (keep && idle <= keep)
         break;
       uint16_t empty = ma_pages_empty (unit);
-      idle -= ma_page_count (empty);
-      local->given_pages += ma_page_count (empty);
+      size_t present = local->present;
       if ((empty | unit->away) != page_bits (0, unit->opened) || (keep && is_current))
+        ma_pages_discard (unit, empty);
+      else
         {
-          ma_pages_discard (unit, empty);
-          continue;
+          if (is_current)
+            set_current (local, unit->class, &ma_no_slab);
+          else if (!unit->is_full)
+            unlist (local, unit);
+          close_slab (local, unit);
         }
-      if (is_current)
-        set_current (local, unit->class, &ma_no_slab);
-      else if (!unit->is_full)
-        unlist (local, unit);
-      close_slab (local, unit);
+      size_t given = present - local->present;
+      idle -= given;
+      local->given_pages += given;
     }
   return idle;
 }
@@ -360,7 +365,7 @@ give_pages (struct ma_local *local, size_t idle, size_t keep, const struct ma_un
 static void
 give_all (struct ma_local *local, const struct ma_unit *kept)
 {
-  give_pages (local, 0, 0, kept, 0);
+  give_pages (local, SIZE_MAX, 0, kept, 0);
 }
 
 /* The same until so many are left as may stay warm; if there are no more than twice as many, none: what is given
@@ -517,7 +522,9 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
       if (unit->opened != 0 && unit->opened < ma_pages_most (unit))
         {
           *refused = extend (local, unit, is_first);
-          return *refused ? NULL : unit;
+          if (*refused)
+            return NULL;
+          continue; /* the last pages may be too few for a slot */
         }
       struct ma_unit *other = local->partial[class];
       if (unit != &ma_no_slab) /* which all threads share */

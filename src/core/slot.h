@@ -216,8 +216,8 @@ slot_intact_long (const char *p, size_t size, size_t slot)
   return damage == 0;
 }
 
-/* The smallest size of the class: a smaller block, which is aligned or was resized in place, has a longer canary than
- * the shapes see. In the least slots, 23 bytes. */
+/* The smallest size of the class, and of the least slots 9, that the shapes see the whole canary of. Smaller blocks,
+ * aligned or resized in place, have a longer one. */
 static inline uint16_t
 slot_least (unsigned class)
 {
@@ -370,9 +370,6 @@ slot_give_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
 
 typedef long long ma_v64 __attribute__ ((vector_size (64), aligned (16), may_alias));
 
-#define AT_64(p, offset) (*(ma_v64 *)((p) + (offset)))
-#define CONST_AT_64(p, offset) (*(const ma_v64 *)((p) + (offset)))
-
 MA_INLINE int
 slot_is_none_64 (const ma_v64 *seen)
 {
@@ -437,8 +434,6 @@ slot_give_mixed_64 (const struct ma_unit *unit, char *p, size_t size)
   __asm__ volatile ("" : : "r"(p) : "memory");
   return 1;
 }
-#undef AT_64
-#undef CONST_AT_64
 #endif
 
 #undef AT

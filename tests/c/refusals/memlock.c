@@ -43,7 +43,7 @@ prefer (malloc_arena *arena, size_t limit, size_t size)
       CHECK (receipt.locked_bytes < receipt.mapped_bytes);
       /* What the limit allows is used, though not to the last page. */
       if (limit >= (size_t)256 << 10 && size < 2000)
-        CHECK (receipt.locked_bytes >= limit / 4);
+        CHECK (receipt.locked_bytes >= limit / 8 * 7);
       char *p = malloc_arena (arena, malloc, size);
       struct check_mapping m = check_mapping_of (p);
       /* The rest holds. */

@@ -34,10 +34,16 @@ take_32 (const struct ma_unit *u, char *p, size_t size)
   return slot_take (u, p, size);
 }
 
+/* Meanwhile the owner has made the slab mixed, if it may be. */
 MA_VECTORS static int
 give_32 (const struct ma_unit *u, char *p, size_t size)
 {
-  return slot_give (u, p, size, u->group);
+  uint8_t group = u->group;
+  if (u->slot > 48 && u->slot <= 512)
+    unit.group = MA_MIXED;
+  int is_given = slot_give (u, p, size, group);
+  unit.group = group;
+  return is_given;
 }
 
 #ifdef MA_WIDE
