@@ -43,7 +43,7 @@ prefer (malloc_arena *arena, size_t limit, size_t size)
       CHECK (receipt.locked_bytes < receipt.mapped_bytes);
       /* What the limit allows is used, though not to the last page. */
       if (limit >= (size_t)256 << 10 && size < 2000)
-        CHECK (receipt.locked_bytes >= limit / 8 * 7);
+        CHECK (receipt.locked_bytes >= limit / 16 * 14);
       char *p = malloc_arena (arena, malloc, size);
       struct check_mapping m = check_mapping_of (p);
       /* The rest holds. */
@@ -233,7 +233,7 @@ child (void *data)
 int
 main (int argc, char **argv)
 {
-  static const size_t limits[] = { 0, 4096, 65536, 256 << 10, 512 << 10, ENOUGH };
+  static const size_t limits[] = { 0, 4096, 65536, 256 << 10, 300 << 10, 512 << 10, ENOUGH };
   struct rlimit most;
   CHECK_EQUAL (getrlimit (RLIMIT_MEMLOCK, &most), 0);
   if (argc < 2)
