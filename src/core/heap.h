@@ -109,7 +109,8 @@ struct ma_local
   uint32_t fresh_left;
   struct ma_unit *warm[MA_BINS]; /* wiped large blocks, ready */
   size_t warm_bytes;
-  unsigned warm_epoch;   /* counts how often they had to make room */
+  unsigned warm_epoch;   /* counts how often they had to make room, */
+  uint8_t was_asked;     /* and whether there was a large allocation since */
   unsigned warm_hand;    /* bin that makes room next */
   struct ma_local *next; /* of the arena */
   pthread_mutex_t lock;

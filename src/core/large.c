@@ -401,7 +401,7 @@ pop_warm (struct ma_local *local, size_t pages, size_t most)
   return unit;
 }
 
-/* How many bytes too many are warm with BYTES more. */
+/* How many bytes too many LOCAL has warm with BYTES more. */
 static size_t
 excess (const struct ma_local *local, size_t bytes, int is_locked)
 {
@@ -413,12 +413,12 @@ excess (const struct ma_local *local, size_t bytes, int is_locked)
   size_t too_many = mine > arena->warm_most ? mine - arena->warm_most : 0;
   if (is_locked && all > arena->warm_lockable + too_many)
     too_many = all - arena->warm_lockable;
-  return too_many;
+  return too_many < mine - MA_WARM_LEAST ? too_many : mine - MA_WARM_LEAST;
 }
 
-/* Whether BYTES more may stay warm, after others of LOCAL made room: those that were not asked for since this was so
- * last, and then, bin by bin, any. But where it takes the place of much that was asked for it does not stay: if the
- * same is done again and again, it is opened each time, and else all of them were. */
+/* Whether BYTES more may stay warm, after others of LOCAL made room: those that were there when this was so last, and
+ * have not been asked for since, if anything was; and then, bin by bin, any. But where it alone is more than half too
+ * many it does not stay: if the same is done again and again, it is opened each time, and else all the others were. */
 static int
 make_room (struct ma_local *local, size_t bytes, int is_locked)
 {
@@ -429,13 +429,17 @@ make_room (struct ma_local *local, size_t bytes, int is_locked)
     return 0;
   int saved = errno;
   pthread_mutex_lock (&local->lock);
-  for (unsigned bin = 0; bin < MA_BINS; bin++)
-    for (struct ma_unit **link = &local->warm[bin]; *link != NULL;)
-      if ((*link)->epoch != local->warm_epoch)
-        close_range (local->arena, take_warm (local, link));
-      else
-        link = &(*link)->next;
-  local->warm_epoch++;
+  if (local->was_asked)
+    {
+      for (unsigned bin = 0; bin < MA_BINS; bin++)
+        for (struct ma_unit **link = &local->warm[bin]; *link != NULL;)
+          if ((*link)->epoch != local->warm_epoch)
+            close_range (local->arena, take_warm (local, link));
+          else
+            link = &(*link)->next;
+      local->warm_epoch++;
+      local->was_asked = 0;
+    }
   if (excess (local, bytes, is_locked) <= bytes / 2)
     for (; local->warm_bytes != 0 && excess (local, bytes, is_locked) != 0;
          local->warm_hand = (local->warm_hand + 1) % MA_BINS)
@@ -551,6 +555,7 @@ settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, 
   char *block = (char *)((uintptr_t)(ma_large_end (unit) - room) & ~(uintptr_t)(align - 1));
   if (is_warm && local->is_verified && !is_still_zero (block, size))
     ma_fatal_block ("use after wipe", block, arena->name);
+  local->was_asked = 1;
   unit->local = local;
   place (unit, block, size);
   atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);

@@ -26,8 +26,8 @@ enum
 static void give_all (struct ma_local *local, const struct ma_unit *kept);
 
 /* Opens the next pages of the slab, and with them a slot, if it has one more: as many as are open, so that small users
- * hold little and large ones ask seldom; all where the class has filled another slab (not IS_FIRST); or what is left of
- * a limit. 0 or an errno. */
+ * hold little and large ones ask seldom; all after another slab of the class that is full (not IS_FIRST); or the least
+ * where a limit allows no more. 0 or an errno. */
 static int
 extend (struct ma_local *local, struct ma_unit *unit, int is_first)
 {
@@ -79,7 +79,9 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
   unit->opened = (uint8_t)to;
   local->present += n;
   unsigned avail = ma_slots_in (to, unit->slot);
-  ma_pages_set_free (unit, unit->avail, avail, 1);
+  /* The first of them may begin on a page that is away, where the limit does not let it come back: its recall
+   * frees the slot. */
+  ma_pages_set_free (unit, unit->avail + (unsigned)is_away (unit, unit->avail), avail, 1);
   unit->hint = (uint8_t)(unit->avail / 64);
   /* Atomic, as another thread may be freeing a block of the slab. */
   __atomic_store_n (&unit->avail, (uint16_t)avail, __ATOMIC_RELAXED);
@@ -522,9 +524,10 @@ next_slab (struct ma_local *local, unsigned class, int *refused)
       if (unit->opened != 0 && unit->opened < ma_pages_most (unit))
         {
           *refused = extend (local, unit, is_first);
-          if (*refused)
+          if (*refused == 0)
+            continue; /* the last pages may be too few for a slot */
+          if (local->partial[class] == NULL)
             return NULL;
-          continue; /* the last pages may be too few for a slot */
         }
       struct ma_unit *other = local->partial[class];
       if (unit != &ma_no_slab) /* which all threads share */

@@ -63,6 +63,9 @@ limited (unsigned kind)
       CHECK (stats.live_bytes > LIMIT / 2);
       CHECK (sizes[i] > 1000 || stats.mapped_bytes + 2 * CHECK_PAGE > LIMIT);
       CHECK (check_region ().present <= LIMIT + check_stats (other).mapped_bytes);
+      /* What is freed is to be had again, also where it is not the last that was opened. */
+      free (blocks[0]);
+      CHECK ((blocks[0] = malloc_arena (arena, malloc, sizes[i])) != NULL);
       /* Others have theirs. */
       void *p = malloc_arena (other, malloc, LIMIT);
       CHECK (p != NULL);
@@ -199,6 +202,37 @@ any_limit (void)
       }
 }
 
+/* A slot of many pages, of which the first were given back and cannot be had again: the next one shares a page with
+ * it, and is not to be had either. */
+static void
+shared_page (void)
+{
+  if (CHECK_PAGE != 4096) /* the numbers below are of such pages */
+    return;
+  malloc_arena *arena = new_arena (HEAP_DEFAULT, "shared", LIMIT);
+  char *first = malloc_arena (arena, malloc, 30000);
+  size_t n = fill (arena, 64, 16000);
+  free (first);
+  drop (n, 0);
+  CHECK_EQUAL (check_stats (arena).live_bytes, 0);
+  size_t left = LIMIT - check_stats (arena).mapped_bytes;
+  char *rest = malloc_arena (arena, malloc, left - 7 * CHECK_PAGE);
+  CHECK (rest != NULL);
+  CHECK_EQUAL (LIMIT - check_stats (arena).mapped_bytes, 7 * CHECK_PAGE);
+  char *second = malloc_arena (arena, malloc, 30000);
+  if (second != NULL)
+    memset (second, 0x42, 30000);
+  free (rest);
+  drop (fill (arena, 64, 16000), 0);
+  if (second != NULL)
+    {
+      CHECK_EQUAL (check_stats (arena).live_blocks, 1);
+      CHECK (check_all (second, 0x42, 30000));
+      free (second);
+    }
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 /* What another work has left is what is given back first: the pages of a work that is done again and again stay. */
 static void
 done_again (void)
@@ -314,6 +348,7 @@ main (void)
   other_size (100, 16);
   other_size (400, 1000);
   any_limit ();
+  shared_page ();
   done_again ();
   ended_threads ();
   by_class (HEAP_DEFAULT);

@@ -314,6 +314,13 @@ ready (void)
   for (size_t round = 0; round < 20; round++)
     use (arena, many, 10);
   CHECK (faults () - before < 20 * (2600000 / (long)CHECK_PAGE + 5));
+  /* Two of them, and the others are there still. */
+  static const size_t twice[] = { 20000, 80000, 320000, 640000, 1400000, 2600000, 2600000 };
+  for (size_t round = 0; round < 4; round++)
+    use (arena, twice, 7);
+  before = faults ();
+  use (arena, twice, 5);
+  CHECK (faults () - before < 50);
   CHECK_EQUAL (count_bytes (0x5a), 0);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
