@@ -417,8 +417,8 @@ excess (const struct ma_local *local, size_t bytes, int is_locked)
 }
 
 /* Whether BYTES more may stay warm, after others of LOCAL made room: those that were there when this was so last, and
- * have not been asked for since, if anything was; and then, bin by bin, any. But where it alone is more than half too
- * many it does not stay: if the same is done again and again, it is opened each time, and else all the others were. */
+ * have not been asked for since, if anything was; and then, bin by bin, any. But a large one that is more than half too
+ * much does not stay: if the same is done again and again, it is opened each time, and else all the others were. */
 static int
 make_room (struct ma_local *local, size_t bytes, int is_locked)
 {
@@ -440,7 +440,7 @@ make_room (struct ma_local *local, size_t bytes, int is_locked)
       local->warm_epoch++;
       local->was_asked = 0;
     }
-  if (excess (local, bytes, is_locked) <= bytes / 2)
+  if (bytes <= MA_WARM_LEAST || excess (local, bytes, is_locked) <= bytes / 2)
     for (; local->warm_bytes != 0 && excess (local, bytes, is_locked) != 0;
          local->warm_hand = (local->warm_hand + 1) % MA_BINS)
       if (local->warm[local->warm_hand] != NULL)
