@@ -43,10 +43,10 @@ void *ma_dense_taken (size_t size, char *p, struct ma_local *local, struct ma_un
 /* Objects, long slots, long canaries, tags, damage: all but the usual. */
 void ma_dense_free_other (struct ma_unit *unit, char *p) MA_DIRECT;
 #ifdef MA_WIDE
-/* The rest of a free, from the look at the canary on, in a slot of a mixed slab; */
+/* The rest of a free, from the look at the canary on, in a slot of a mixed slab. */
 void ma_dense_free_mixed (char *p, size_t slot, size_t size, struct ma_unit *unit) MA_DIRECT;
 #endif
-/* and, without canary and wipe, in one of a plain arena. */
+/* The same in a plain arena, without canary and wipe. */
 void ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit);
 /* The end of a free by another thread than the owner. */
 void ma_dense_free_remote (struct ma_unit *unit, size_t slot, size_t size, const void *p);

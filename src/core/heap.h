@@ -98,7 +98,7 @@ struct ma_local
   size_t given_pages; /* since nothing lived last */
   size_t warm_most;   /* pages that nobody uses and that stay present, if no other thread has any */
   size_t present;     /* pages of slabs that are not given back */
-  uint8_t turn;       /* counts the times that cold ones were */
+  uint8_t turn;       /* counts how often cold ones were given back */
   struct ma_unit *current[MA_SLAB_CLASSES];      /* ma_no_slab where there is none */
   struct ma_unit *partial[MA_SLAB_CLASSES];      /* others with room */
   struct ma_spot spots[MA_OBJECT_MOST / 16 + 1]; /* by sixteenths of an object's size */

@@ -330,9 +330,9 @@ warm_pages (const struct ma_local *local)
                                   : most;
 }
 
-/* Gives back pages without a live slot, and slabs without one, until KEEP of IDLE such pages are left. The slab
- * KEPT stays as it is; current ones stay slabs, unless everything is to go. If OLD, only of slabs that had no turn
- * since pages were given back last. */
+/* Gives back pages without a live slot, and slabs without one, until KEEP of IDLE such pages are left; returns how many
+ * are. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. If OLD, only of slabs that
+ * have not become current since pages were given back last. */
 static size_t
 give_pages (struct ma_local *local, size_t idle, size_t keep, const struct ma_unit *kept, int old)
 {
