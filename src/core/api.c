@@ -5,8 +5,8 @@
 
 #include "arena.h"
 #include "dense.h"
-#include "large.h"
 #include "options.h"
+#include "range.h"
 #include "receipt.h"
 #include "walk.h"
 #include "wipe.h"
@@ -179,7 +179,7 @@ malloc_arena_of (const void *p)
     return NULL;
   if (unit->kind == MA_UNIT_DENSE)
     return unit->local->arena;
-  unit = ma_large_head (unit);
+  unit = ma_range_head (unit);
   return atomic_load_explicit (&unit->large, memory_order_relaxed) == MA_LARGE_LIVE
              ? unit->local->arena
              : NULL;

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "fatal.h"
-#include "large.h"
 #include "options.h"
+#include "range.h"
 #include "slab.h"
 #include "wipe.h"
 
@@ -207,7 +207,7 @@ ma_local_reclaim (struct ma_local *local)
 {
   malloc_arena *arena = local->arena;
   size_t before = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
-  ma_large_flush (local);
+  ma_range_flush (local);
   ma_slab_trim (local);
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
 }
@@ -504,7 +504,7 @@ copy_secrets (malloc_arena *arena)
   for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
     /* Of those that wait for their next use there is nothing to copy, nor can it be read. */
     if (atomic_load (&unit->large) == MA_LARGE_LIVE)
-      ma_heap_fork_copy (arena, unit, ma_large_start (unit), unit->pages << MA_PAGE_SHIFT);
+      ma_heap_fork_copy (arena, unit, ma_range_start (unit), unit->pages << MA_PAGE_SHIFT);
 }
 
 static void
@@ -582,7 +582,7 @@ restore_larges (malloc_arena *arena)
   for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
     {
       size_t bytes = unit->pages << MA_PAGE_SHIFT;
-      char *start = ma_large_start (unit);
+      char *start = ma_range_start (unit);
       if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
         ma_heap_fill_hole (start, bytes);
       else if (unit->state & MA_UNIT_SECRET)
@@ -636,7 +636,7 @@ in_child (void)
   threads = self;
   if (self)
     self->previous = self->next = NULL;
-  ma_large_forked ();
+  ma_range_forked ();
   for (unsigned i = 0; i < MA_ARENAS; i++)
     {
       malloc_arena *arena = ma_arena_table[i];
@@ -654,7 +654,7 @@ in_child (void)
         }
       restore_larges (arena);
       for (struct ma_local *local = arena->locals; local; local = local->next)
-        ma_large_after_fork (local);
+        ma_range_after_fork (local);
     }
 }
 
@@ -806,7 +806,7 @@ ma_arena_delete (malloc_arena *arena)
     {
       struct ma_local *local = arena->locals;
       pthread_mutex_lock (&local->lock);
-      ma_large_flush (local);
+      ma_range_flush (local);
       ma_slab_end (local);
       pthread_mutex_unlock (&local->lock);
       arena->locals = local->next;

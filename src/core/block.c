@@ -41,7 +41,7 @@ alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
     return alloc_tagged (local, size, align, is_zero);
 #endif
   void *p = NULL;
-  if (unlikely (ma_large_crowded ()) && size <= MA_DENSE_MOST && align <= MA_SLOT_MOST
+  if (unlikely (ma_range_crowded ()) && size <= MA_DENSE_MOST && align <= MA_SLOT_MOST
       && !local->arena->is_isolated)
     {
       *is_zero = local->is_wiped;
@@ -158,7 +158,7 @@ ma_resize (void *p, size_t size)
   void *q = NULL;
   /* A large one, where large ones are not too many: those that grow mostly do so again. */
   if (local != NULL)
-    q = size > before && size >= local->arena->threshold && !ma_large_crowded ()
+    q = size > before && size >= local->arena->threshold && !ma_range_crowded ()
             ? ma_large_grown (local, size)
             : ma_alloc (local, size);
   if (q == NULL)

@@ -10,6 +10,8 @@
 #ifndef MA_HEAP_H
 #define MA_HEAP_H
 
+#include <sys/single_threaded.h>
+
 #include "region.h"
 #include "sizeclass.h"
 
@@ -149,6 +151,18 @@ ma_subtract_live (struct ma_local *local, size_t n)
   return is_low;
 }
 
+/* A locked instruction takes five nanoseconds, and a large block that is ready has five: not while there is one
+ * thread. */
+static inline void
+ma_count (_Atomic size_t *n, size_t more)
+{
+  if (__libc_single_threaded)
+    atomic_store_explicit (n, atomic_load_explicit (n, memory_order_relaxed) + more,
+                           memory_order_relaxed);
+  else
+    atomic_fetch_add_explicit (n, more, memory_order_relaxed);
+}
+
 /* With the lock held, under which alone FLOOR changes. */
 static inline size_t
 ma_live_bytes (const struct ma_local *local)
@@ -191,23 +205,24 @@ int ma_heap_close (void *p, size_t size, uint8_t state);
  * under `require`. */
 int ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *locked);
 int ma_heap_unlockable (malloc_arena *arena, int refused);
+void ma_heap_unlocked (malloc_arena *arena, size_t size); /* accounts only */
 /* In a forked child, where nobody can be told: refused is said and noted whatever the policy.
  * Whether it is locked. */
 int ma_heap_lock_again (malloc_arena *arena, void *p, size_t size, uint8_t state);
 
-/* Secret memory over fork. Before it: a copy for the child where it is to have one (the unit's
- * fork_copy). After it, in the child: the copy, or new zeros, in place of the hole; 0, or the errno with
- * the hole reserved again. At the end, in both: the copy dropped. */
 /* N units that could not be closed, of which STATE tells what the kernel still holds, are not used again.
  * Nothing else may come to lie there in a forked child either, which reserves what it does not have. */
 void ma_heap_lost (struct ma_unit *unit, size_t n, uint8_t state);
 void ma_heap_fill_lost (void);
 /* In a child, address space that its parent's memory is absent from, reserved again. */
 void ma_heap_fill_hole (void *p, size_t size);
+
+/* Secret memory over fork. Before it: a copy for the child where it is to have one (the unit's
+ * fork_copy). After it, in the child: the copy, or new zeros, in place of the hole; 0, or the errno with
+ * the hole reserved again. At the end, in both: the copy dropped. */
 void ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, size_t size);
 int ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size);
 void ma_heap_fork_done (struct ma_unit *unit);
-void ma_heap_unlocked (malloc_arena *arena, size_t size); /* accounts only */
 
 /* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether
  * that was anything. By its owner, lock held. */

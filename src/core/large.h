@@ -1,15 +1,13 @@
 /* large.h - blocks with pages of their own.
  *
- * A large block lies in a run of units, at the end of the run's first pages; the page after them, and
- * any that follow, are not accessible: writing past it faults at once (up to 15 bytes of rounding
+ * A large block lies at the end of a range: writing past it faults at once (up to 15 bytes of rounding
  * are canary). Before it come canary bytes where there is room, and an inaccessible page. A freed
- * range is wiped and kept for the next request of its size: accessible in ordinary arenas,
- * inaccessible in isolated ones, bounded in both; beyond the bound it goes back to the kernel.
+ * block is wiped, and its range given back.
  */
 #ifndef MA_LARGE_H
 #define MA_LARGE_H
 
-#include "heap.h"
+#include "range.h"
 
 /* All zero in a secure arena and where *IS_ZERO says so; NULL with ENOMEM. ALIGN a power of two. */
 void *ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero);
@@ -23,40 +21,12 @@ size_t ma_large_check (struct ma_unit *unit, const void *p);
  * part of the block's arena, or NULL; its cache takes the range. */
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept);
 /* Another size in place: the range grows into the units behind it where these are free and the calling thread, of
- * which LOCAL is the part of the arena or NULL, has no better one ready; and what it does not need, where that is half and more, goes back to the kernel at once. The block moves within
- * the range, so that it ends at the guard again, and what it leaves is wiped; in a plain arena it
- * stays where it is, and may end up to a page before the guard, or what its size was rounded up by.
- * NULL where there is no place, and in an isolated arena. Checks as ma_dense_check does; *BEFORE:
- * the size so far. */
+ * which LOCAL is the part of the arena or NULL, has no better one ready; and what it does not need, where that is
+ * half and more, goes back to the kernel at once. The block moves within the range, so that it ends at the guard
+ * again, and what it leaves is wiped; in a plain arena it stays where it is, and may end up to a page before the
+ * guard, or what its size was rounded up by. NULL where there is no place, and in an isolated arena. Checks as
+ * ma_dense_check does; *BEFORE: the size so far. */
 void *ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t size,
                        size_t *before);
-/* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
-int ma_large_crowded (void);
-/* The warm ranges back to the kernel; whether there were any. Lock held. */
-int ma_large_flush (struct ma_local *local);
-/* In a forked child, first: the kernel has locked nothing there. */
-void ma_large_forked (void);
-/* And then: warm ranges that could not be had again are not used any more. */
-void ma_large_after_fork (struct ma_local *local);
-
-/* First unit of the run that UNIT belongs to. */
-static inline struct ma_unit *
-ma_large_head (struct ma_unit *unit)
-{
-  return unit->kind == MA_UNIT_TAIL ? unit - unit->back : unit;
-}
-
-/* The range that is accessible while the block lives. */
-static inline char *
-ma_large_end (const struct ma_unit *unit)
-{
-  return unit->end;
-}
-
-static inline char *
-ma_large_start (const struct ma_unit *unit)
-{
-  return ma_large_end (unit) - (unit->pages << MA_PAGE_SHIFT);
-}
 
 #endif

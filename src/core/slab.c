@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "fatal.h"
-#include "large.h"
 #include "pages.h"
+#include "range.h"
 #include "slot.h"
 
 struct ma_unit ma_no_slab;
@@ -51,7 +51,7 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
   /* The limit may be spent on what nobody uses. */
   if (refused)
     {
-      ma_large_flush (local);
+      ma_range_flush (local);
       give_all (local, unit);
       ma_others_reclaim (arena);
       refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
@@ -478,7 +478,7 @@ trim (struct ma_local *local)
       size_t live = ma_live_bytes (local);
       if (live < WARM_PAGES_LEAST * MA_PAGE)
         {
-          ma_large_flush (local);
+          ma_range_flush (local);
           if (local->given_pages > 32 * WARM_PAGES_LEAST)
             give_all (local, NULL);
           if (live == 0)

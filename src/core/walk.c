@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "large.h"
+#include "range.h"
 #include "receipt.h"
 
 struct walk
@@ -129,8 +129,8 @@ walk_local (struct ma_local *local, void *data)
 static void
 walk_large (struct walk *walk, const struct ma_unit *unit)
 {
-  const char *start = ma_large_start (unit);
-  const char *end = ma_large_end (unit);
+  const char *start = ma_range_start (unit);
+  const char *end = unit->end;
   int is_live = atomic_load_explicit (&unit->large, memory_order_acquire) == MA_LARGE_LIVE;
   unsigned state = is_live ? MALLOC_ARENA_EXTENT_LIVE : MALLOC_ARENA_EXTENT_FREE;
   unsigned flags = flags_of (walk->arena, unit) | MALLOC_ARENA_GUARDED

@@ -1,0 +1,423 @@
+#include "range.h"
+
+#include <errno.h>
+
+enum
+{
+  EXACT_BINS = 17,     /* of 0 to 16 pages; above, eight bins per doubling */
+  ROUNDED_PAGES = 512, /* larger ranges have no more pages than they need */
+  BINNED_PAGES = 2048,
+  CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
+};
+
+/* Of all arenas. */
+static _Atomic unsigned ranges;
+static _Atomic size_t warm_locked; /* bytes */
+
+/* ---- bins ---- */
+
+static unsigned
+bin_of (size_t pages)
+{
+  if (pages < EXACT_BINS)
+    return (unsigned)pages;
+  unsigned top = 63 - (unsigned)__builtin_clzl (pages - 1);
+  return EXACT_BINS + (top - 4) * 8 + (unsigned)((pages - 1) >> (top - 3) & 7);
+}
+
+/* The most pages that bin_of puts there. */
+static size_t
+bin_pages (unsigned bin)
+{
+  if (bin < EXACT_BINS)
+    return bin;
+  unsigned top = 4 + (bin - EXACT_BINS) / 8;
+  return ((size_t)(bin - EXACT_BINS) % 8 + 9) << (top - 3);
+}
+
+/* MA_BINS for what is never kept. */
+static unsigned
+bin_for (size_t pages)
+{
+  return pages <= BINNED_PAGES ? bin_of (pages) : MA_BINS;
+}
+
+size_t
+ma_range_pages (const malloc_arena *arena, size_t pages)
+{
+  return pages <= ROUNDED_PAGES && !arena->is_isolated ? bin_pages (bin_of (pages)) : pages;
+}
+
+/* ---- opened and closed ---- */
+
+static void
+link_range (malloc_arena *arena, struct ma_unit *unit)
+{
+  atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
+  pthread_mutex_lock (&arena->lock);
+  unit->heap_previous = NULL;
+  unit->heap_next = arena->larges;
+  if (arena->larges)
+    arena->larges->heap_previous = unit;
+  arena->larges = unit;
+  pthread_mutex_unlock (&arena->lock);
+}
+
+static void
+unlink_range (malloc_arena *arena, struct ma_unit *unit)
+{
+  atomic_fetch_sub_explicit (&ranges, 1, memory_order_relaxed);
+  pthread_mutex_lock (&arena->lock);
+  if (unit->heap_previous)
+    unit->heap_previous->heap_next = unit->heap_next;
+  else
+    arena->larges = unit->heap_next;
+  if (unit->heap_next)
+    unit->heap_next->heap_previous = unit->heap_previous;
+  pthread_mutex_unlock (&arena->lock);
+}
+
+/* A fork comes before or after both, the list and what the kernel knows: a child reserves again
+ * what it is told of, and what it has not must not be anybody's. Elsewhere the child has it all. */
+static void
+hold_fork (malloc_arena *arena, int hold)
+{
+  if (arena->is_secretmem || arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
+    (hold ? pthread_mutex_lock : pthread_mutex_unlock) (&arena->fork_lock);
+}
+
+/* The range back to the kernel and its units to the region. Its contents are wiped already. */
+static void
+close_range (malloc_arena *arena, struct ma_unit *unit)
+{
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  char *start = ma_range_start (unit);
+  ma_heap_refund (arena, bytes);
+  if (unit->is_locked)
+    ma_heap_unlocked (arena, bytes);
+  hold_fork (arena, 1);
+  unlink_range (arena, unit);
+  int refused = ma_heap_close (start, bytes, unit->state);
+  if (refused)
+    {
+      /* No mapping can be split any more. The pages go back; the address space is not used again, as
+       * what the kernel was told of it could not be taken back. */
+      os_discard (start, bytes, unit->is_locked);
+      os_close (start, bytes);
+      ma_heap_lost (unit, unit->units, unit->state);
+    }
+  unit->state = 0;
+  hold_fork (arena, 0);
+  if (refused)
+    return;
+  size_t units = unit->units;
+  ma_region_give (unit, units);
+  if (arena->is_plain)
+    ma_region_forget (unit, units);
+}
+
+static void
+add_tails (struct ma_unit *unit, uint32_t from, uint32_t to)
+{
+  for (uint32_t i = from; i < to; i++)
+    {
+      unit[i].local = unit->local;
+      unit[i].back = i;
+      __atomic_store_n (&unit[i].kind, MA_UNIT_TAIL, __ATOMIC_RELEASE);
+    }
+}
+
+/* Units that hold so many pages and a guard. */
+static size_t
+units_for (size_t pages)
+{
+  return (pages + 1 + MA_UNIT_PAGES - 1) / MA_UNIT_PAGES;
+}
+
+struct ma_unit *
+ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
+{
+  malloc_arena *arena = local->arena;
+  size_t bytes = pages << MA_PAGE_SHIFT;
+  size_t units = units_for (pages);
+  if (units >= ma_region_units () || ma_heap_charge (arena, bytes))
+    return NULL;
+  struct ma_unit *unit = ma_region_take (units, 1);
+  if (unit == NULL)
+    {
+      ma_heap_refund (arena, bytes);
+      return NULL;
+    }
+  unit->units = (uint32_t)units;
+  unit->pages = pages;
+  unit->end = unit->base + bytes;
+  unit->local = local;
+  unit->serial = arena->serial;
+  unit->tag = local->is_tagged ? unit->tag & 15 : 0;
+  unit->state = 0;
+  unit->is_locked = 0;
+  atomic_store_explicit (&unit->large, MA_LARGE_FREED, memory_order_relaxed);
+  char *start = ma_range_start (unit);
+  hold_fork (arena, 1);
+  int refused = ma_heap_open (arena, start, bytes, &unit->state);
+  link_range (arena, unit);
+  hold_fork (arena, 0);
+  if (refused == 0)
+    {
+      int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
+      /* The limit may be spent on what nobody uses. */
+      if (unlockable && !less_will_do)
+        {
+          pthread_mutex_lock (&local->lock);
+          ma_local_reclaim (local);
+          ma_others_reclaim (arena);
+          unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
+          pthread_mutex_unlock (&local->lock);
+        }
+      if (unlockable)
+        refused = less_will_do ? ENOMEM : ma_heap_unlockable (arena, unlockable);
+    }
+  if (refused)
+    {
+      close_range (arena, unit);
+      return NULL;
+    }
+  add_tails (unit, 1, (uint32_t)units);
+  unit->bin = bin_for (pages);
+  unit->kind = MA_UNIT_LARGE;
+  return unit;
+}
+
+int
+ma_range_crowded (void)
+{
+  return atomic_load_explicit (&ranges, memory_order_relaxed) >= CROWD;
+}
+
+/* ---- another number of pages ---- */
+
+int
+ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
+{
+  size_t units = units_for (pages);
+  size_t bytes = (pages - unit->pages) << MA_PAGE_SHIFT;
+  uint8_t state = 0;
+  /* A file of secret memory has the size that it has. A few pages of secrets are soon copied, and their
+   * old place then is one that was freed, not one in the middle of the block. */
+  if (unit->state & MA_UNIT_SECRET || (unit->pages < MA_UNIT_PAGES && !arena->is_plain)
+      || ma_heap_charge (arena, bytes))
+    return 0;
+  if (units > unit->units && !ma_region_extend (unit + unit->units, units - unit->units))
+    {
+      ma_heap_refund (arena, bytes);
+      return 0;
+    }
+  int locked = 0;
+  if (ma_heap_open (arena, unit->end, bytes, &state) || state != unit->state
+      || ma_heap_lock (arena, unit->end, bytes, state, &locked) || locked != unit->is_locked)
+    {
+      if (locked)
+        ma_heap_unlocked (arena, bytes);
+      ma_heap_refund (arena, bytes);
+      /* What cannot be closed stays the run's, which would otherwise end in open pages. */
+      if (ma_heap_close (unit->end, bytes, state) == 0 && units > unit->units)
+        ma_region_give (unit + unit->units, units - unit->units);
+      return 0;
+    }
+  pthread_mutex_lock (&arena->lock);
+  if (units > unit->units)
+    {
+      add_tails (unit, unit->units, (uint32_t)units);
+      unit->units = (uint32_t)units;
+    }
+  unit->pages = pages;
+  unit->end += bytes;
+  unit->bin = bin_for (pages);
+  pthread_mutex_unlock (&arena->lock);
+  return 1;
+}
+
+void
+ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages)
+{
+  size_t units = units_for (pages);
+  size_t bytes = (unit->pages - pages) << MA_PAGE_SHIFT;
+  if (ma_heap_close (unit->end - bytes, bytes, unit->state))
+    return;
+  ma_heap_refund (arena, bytes);
+  if (unit->is_locked)
+    ma_heap_unlocked (arena, bytes);
+  size_t more = unit->units - units;
+  pthread_mutex_lock (&arena->lock);
+  unit->units = (uint32_t)units;
+  unit->pages = pages;
+  unit->end -= bytes;
+  unit->bin = bin_for (pages);
+  pthread_mutex_unlock (&arena->lock);
+  if (more != 0)
+    ma_region_give (unit + units, more);
+}
+
+/* ---- what stays ready: wiped ranges, by bin, the last one first ---- */
+
+/* Where a range that is ready is linked: of PAGES to MOST. */
+static struct ma_unit **
+find_warm (struct ma_local *local, size_t pages, size_t most)
+{
+  for (unsigned bin = bin_for (pages); bin < MA_BINS && bin_pages (bin) <= most; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link; link = &(*link)->next)
+      if ((*link)->pages >= pages)
+        return link;
+  return NULL;
+}
+
+static struct ma_unit *
+take_warm (struct ma_local *local, struct ma_unit **link)
+{
+  struct ma_unit *unit = *link;
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  *link = unit->next;
+  local->warm_bytes -= bytes;
+  if (unit->is_locked)
+    ma_count (&warm_locked, -bytes);
+  return unit;
+}
+
+struct ma_unit *
+ma_range_ready (struct ma_local *local, size_t pages, size_t most)
+{
+  int is_isolated = local->arena->is_isolated;
+  local->was_asked = 1;
+  struct ma_unit **link = find_warm (local, pages, is_isolated ? pages : most);
+  if (link == NULL)
+    return NULL;
+  if (is_isolated && os_open (ma_range_start (*link), (*link)->pages << MA_PAGE_SHIFT))
+    return NULL;
+  struct ma_unit *unit = take_warm (local, link);
+  /* The limit was met when it was opened: it may be free by now. */
+  if (!unit->is_locked)
+    ma_heap_lock (local->arena, ma_range_start (unit), unit->pages << MA_PAGE_SHIFT, unit->state,
+                  &unit->is_locked);
+  return unit;
+}
+
+int
+ma_range_is_ready (struct ma_local *local, size_t pages, size_t most)
+{
+  return find_warm (local, pages, most) != NULL;
+}
+
+/* How many bytes too many LOCAL has warm with BYTES more. */
+static size_t
+excess (const struct ma_local *local, size_t bytes, int is_locked)
+{
+  const malloc_arena *arena = local->arena;
+  size_t mine = local->warm_bytes + bytes;
+  if (mine <= MA_WARM_LEAST)
+    return 0;
+  size_t all = atomic_load_explicit (&warm_locked, memory_order_relaxed) + bytes;
+  size_t too_many = mine > arena->warm_most ? mine - arena->warm_most : 0;
+  if (is_locked && all > arena->warm_lockable + too_many)
+    too_many = all - arena->warm_lockable;
+  return too_many < mine - MA_WARM_LEAST ? too_many : mine - MA_WARM_LEAST;
+}
+
+/* Whether BYTES more may stay warm, after others of LOCAL made room: those that were there when this was so last, and
+ * have not been asked for since, if anything was; and then, bin by bin, any. But a large one that is more than half too
+ * much does not stay: if the same is done again and again, it is opened each time, and else all the others were. */
+static int
+make_room (struct ma_local *local, size_t bytes, int is_locked)
+{
+  const malloc_arena *arena = local->arena;
+  if (likely (excess (local, bytes, is_locked) == 0))
+    return 1;
+  if (bytes > arena->warm_most || (is_locked && bytes > arena->warm_lockable))
+    return 0;
+  int saved = errno;
+  pthread_mutex_lock (&local->lock);
+  if (local->was_asked)
+    {
+      for (unsigned bin = 0; bin < MA_BINS; bin++)
+        for (struct ma_unit **link = &local->warm[bin]; *link != NULL;)
+          if ((*link)->epoch != local->warm_epoch)
+            close_range (local->arena, take_warm (local, link));
+          else
+            link = &(*link)->next;
+      local->warm_epoch++;
+      local->was_asked = 0;
+    }
+  if (bytes <= MA_WARM_LEAST || excess (local, bytes, is_locked) <= bytes / 2)
+    for (; local->warm_bytes != 0 && excess (local, bytes, is_locked) != 0;
+         local->warm_hand = (local->warm_hand + 1) % MA_BINS)
+      if (local->warm[local->warm_hand] != NULL)
+        close_range (local->arena, take_warm (local, &local->warm[local->warm_hand]));
+  pthread_mutex_unlock (&local->lock);
+  errno = saved;
+  return excess (local, bytes, is_locked) == 0;
+}
+
+void
+ma_range_give (struct ma_local *local, struct ma_unit *unit)
+{
+  malloc_arena *arena = unit->local->arena;
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  unsigned bin = unit->bin;
+  if (local != NULL && bin < (arena->is_isolated ? EXACT_BINS : MA_BINS)
+      && make_room (local, bytes, unit->is_locked)
+      && (!arena->is_isolated || os_close (ma_range_start (unit), bytes) == 0))
+    {
+      if (unit->is_locked)
+        ma_count (&warm_locked, bytes);
+      unit->epoch = local->warm_epoch;
+      unit->next = local->warm[bin];
+      local->warm[bin] = unit;
+      local->warm_bytes += bytes;
+      return;
+    }
+  int saved = errno;
+  close_range (arena, unit);
+  errno = saved;
+}
+
+int
+ma_range_flush (struct ma_local *local)
+{
+  int any = 0;
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    while (local->warm[bin])
+      {
+        close_range (local->arena, take_warm (local, &local->warm[bin]));
+        any = 1;
+      }
+  return any;
+}
+
+void
+ma_range_forked (void)
+{
+  atomic_store (&warm_locked, 0);
+}
+
+void
+ma_range_after_fork (struct ma_local *local)
+{
+  local->warm_bytes = 0;
+  for (unsigned bin = 0; bin < MA_BINS; bin++)
+    for (struct ma_unit **link = &local->warm[bin]; *link;)
+      {
+        struct ma_unit *unit = *link;
+        size_t bytes = unit->pages << MA_PAGE_SHIFT;
+        if (unit->state & MA_UNIT_OPEN)
+          {
+            local->warm_bytes += bytes;
+            if (unit->is_locked)
+              ma_count (&warm_locked, bytes);
+            link = &unit->next;
+            continue;
+          }
+        /* Nor is its address space, of which nobody knows what lies there. */
+        *link = unit->next;
+        unlink_range (local->arena, unit);
+        ma_heap_refund (local->arena, bytes);
+      }
+}
