@@ -307,7 +307,7 @@ ma_range_is_ready (struct ma_local *local, size_t pages, size_t most)
   return find_warm (local, pages, most) != NULL;
 }
 
-/* How many bytes too many LOCAL has warm with BYTES more. */
+/* How many bytes too many are warm with BYTES more of LOCAL; none if it has only the least that each may. */
 static size_t
 excess (const struct ma_local *local, size_t bytes, int is_locked)
 {
@@ -319,7 +319,7 @@ excess (const struct ma_local *local, size_t bytes, int is_locked)
   size_t too_many = mine > arena->warm_most ? mine - arena->warm_most : 0;
   if (is_locked && all > arena->warm_lockable + too_many)
     too_many = all - arena->warm_lockable;
-  return too_many < mine - MA_WARM_LEAST ? too_many : mine - MA_WARM_LEAST;
+  return too_many;
 }
 
 /* Whether BYTES more may stay warm, after others of LOCAL made room: those that were there when this was so last, and
