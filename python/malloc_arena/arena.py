@@ -181,23 +181,50 @@ class Scope:
 class _AsyncIterate(AnyAsyncGenerator):
     """The steps of an inner asynchronous generator, each in the arena."""
 
-    __slots__ = ("_arena", "_inner")
+    __slots__ = ("__weakref__", "_arena", "_begun", "_inner")
 
     def __init__(self, arena: Arena, inner: AsyncIterator[Any]) -> None:
         self._arena = arena
         self._inner: Any = inner
+        self._begun = not hasattr(inner, "ag_frame")
+
+    def __getattr__(self, name: str) -> Any:  # ag_frame, at which an event loop looks
+        return getattr(self._inner, name)
+
+    def _step(self, name: str, *args: Any) -> Any:
+        if self._begun:
+            step = getattr(self._inner, name)(*args)
+        else:
+            self._begun = True
+            step = self._begin(getattr(self._inner, name), *args)
+        return self._arena.run(step)
+
+    def _begin(self, step: Callable[..., Any], *args: Any) -> Any:
+        """The first step, at which a generator asks who closes it if nobody else does: an event
+        loop that is told of this one, and not of the inner one, takes these steps in the arena as
+        well."""
+        arena, hooks = self._arena, sys.get_asyncgen_hooks()
+        told, closes = hooks.firstiter, hooks.finalizer
+        sys.set_asyncgen_hooks(
+            told and (lambda inner: told(self)),
+            closes and (lambda inner: closes(_AsyncIterate(arena, inner))),
+        )
+        try:
+            return step(*args)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
 
     def __anext__(self) -> Any:
-        return self._arena.run(self._inner.__anext__())
+        return self._step("__anext__")
 
     def asend(self, value: Any) -> Any:
-        return self._arena.run(self._inner.asend(value))
+        return self._step("asend", value)
 
     def athrow(self, *error: Any) -> Any:
-        return self._arena.run(self._inner.athrow(*error))
+        return self._step("athrow", *error)
 
     def aclose(self) -> Any:
-        return self._arena.run(self._inner.aclose())
+        return self._step("aclose")
 
 
 # By code and offset of the `with`: whether its block may be suspended.

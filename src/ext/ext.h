@@ -83,6 +83,9 @@ struct scope
 };
 int scope_begin (struct arena_object *arena, struct scope *scope);
 PyObject *scope_end (const struct scope *scope, PyObject *result);
+/* The pending exception, normalized, or NULL; and back. */
+PyObject *error_take (void);
+void error_put (PyObject *error);
 
 /* Wipes what has been written and flushed, once streams_learn() knows how; no exception. */
 void streams_learn (void);

@@ -192,15 +192,16 @@ scope_exit (PyObject *self, PyObject *const *args, Py_ssize_t count)
   Py_RETURN_NONE;
 }
 
-/* The pending exception, normalized, and back. */
-static PyObject *
-take_error (void)
+PyObject *
+error_take (void)
 {
 #if PY_VERSION_HEX >= 0x030c0000
   return PyErr_GetRaisedException ();
 #else
   PyObject *type, *value, *traceback;
   PyErr_Fetch (&type, &value, &traceback);
+  if (type == NULL)
+    return NULL;
   PyErr_NormalizeException (&type, &value, &traceback);
   if (traceback != NULL)
     PyException_SetTraceback (value, traceback);
@@ -210,13 +211,16 @@ take_error (void)
 #endif
 }
 
-static void
-put_error (PyObject *error)
+void
+error_put (PyObject *error)
 {
 #if PY_VERSION_HEX >= 0x030c0000
   PyErr_SetRaisedException (error);
 #else
-  PyErr_Restore (Py_NewRef (Py_TYPE (error)), error, PyException_GetTraceback (error));
+  if (error == NULL)
+    PyErr_Clear ();
+  else
+    PyErr_Restore (Py_NewRef (Py_TYPE (error)), error, PyException_GetTraceback (error));
 #endif
 }
 
@@ -244,7 +248,7 @@ PyObject *
 scope_end (const struct scope *scope, PyObject *result)
 {
   malloc_arena *handle = scope->handle;
-  PyObject *error = result == NULL ? take_error () : NULL;
+  PyObject *error = result == NULL ? error_take () : NULL;
   floor_depth = scope->floor;
   if (unlikely (ma_depth () != scope->depth + 1 || ma_active_arena () != handle))
     {
@@ -266,7 +270,7 @@ scope_end (const struct scope *scope, PyObject *result)
     {
       if (handle != NULL)
         explain (handle, error);
-      put_error (error);
+      error_put (error);
     }
   return result;
 }

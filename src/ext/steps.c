@@ -11,6 +11,7 @@ struct steps_object
   PyObject ob_base;
   struct arena_object *arena;
   PyObject *inner;
+  int is_suspended; /* a step was taken, and was not the last */
 };
 
 static PyObject *
@@ -28,6 +29,13 @@ steps_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return NULL;
   self->arena = (struct arena_object *)Py_NewRef (arena);
   self->inner = Py_NewRef (inner);
+  self->is_suspended = 0;
+  /* After this one, so that a collection of both finds this one first. */
+  if (PyObject_GC_IsTracked (inner))
+    {
+      PyObject_GC_UnTrack (inner);
+      PyObject_GC_Track (inner);
+    }
   return (PyObject *)self;
 }
 
@@ -41,6 +49,7 @@ steps_step (PyObject *self, PyObject *value, PyObject **result)
     return PYGEN_ERROR;
   PySendResult how = PyIter_Send (steps->inner, value, result);
   *result = scope_end (&scope, *result);
+  steps->is_suspended = how == PYGEN_NEXT;
   return *result != NULL ? how : PYGEN_ERROR;
 }
 
@@ -98,13 +107,16 @@ method_of (const struct steps_object *steps, const char *name)
 
 /* Calls METHOD in the arena, and takes it over. */
 static PyObject *
-call_inner (const struct steps_object *steps, PyObject *method, PyObject *const *args,
-            Py_ssize_t count)
+call_inner (struct steps_object *steps, PyObject *method, PyObject *const *args, Py_ssize_t count)
 {
   struct scope scope;
   PyObject *result = NULL;
   if (scope_begin (steps->arena, &scope) == 0)
-    result = scope_end (&scope, PyObject_Vectorcall (method, args, (size_t)count, NULL));
+    {
+      result = PyObject_Vectorcall (method, args, (size_t)count, NULL);
+      steps->is_suspended = steps->is_suspended && result != NULL;
+      result = scope_end (&scope, result);
+    }
   Py_DECREF (method);
   return result;
 }
@@ -143,11 +155,13 @@ steps_close (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   struct steps_object *steps = (struct steps_object *)self;
   PyObject *method = method_of (steps, "close");
+  PyObject *result = NULL;
   if (method != NULL)
-    return call_inner (steps, method, NULL, 0);
-  if (PyErr_Occurred ())
-    return NULL;
-  Py_RETURN_NONE;
+    result = call_inner (steps, method, NULL, 0);
+  else if (!PyErr_Occurred ())
+    result = Py_NewRef (Py_None);
+  steps->is_suspended = 0;
+  return result;
 }
 
 /* __name__ and __qualname__: of a coroutine its function's, of another awaitable its class's. */
@@ -186,11 +200,28 @@ steps_clear (PyObject *self)
   return 0;
 }
 
+/* What was left in the middle has steps still: its `finally`. Of one that is in use elsewhere that is not for here. */
+static void
+steps_finalize (PyObject *self)
+{
+  struct steps_object *steps = (struct steps_object *)self;
+  if (!steps->is_suspended || Py_REFCNT (steps->inner) != 1)
+    return;
+  PyObject *error = error_take ();
+  PyObject *closed = steps_close (self, NULL);
+  if (closed == NULL)
+    PyErr_WriteUnraisable (self);
+  Py_XDECREF (closed);
+  error_put (error);
+}
+
 static void
 steps_dealloc (PyObject *self)
 {
   struct steps_object *steps = (struct steps_object *)self;
   PyTypeObject *type = Py_TYPE (self);
+  if (PyObject_CallFinalizerFromDealloc (self) == -1)
+    return;
   PyObject_GC_UnTrack (self);
   Py_DECREF (steps->inner);
   Py_DECREF (steps->arena);
@@ -215,6 +246,7 @@ static PyGetSetDef steps_names[] = {
 #define STEPS                                                                                      \
   { Py_tp_new, steps_new },                                                                        \
   { Py_tp_dealloc, steps_dealloc },                                                                \
+  { Py_tp_finalize, steps_finalize },                                                              \
   { Py_tp_traverse, steps_traverse },                                                              \
   { Py_tp_clear, steps_clear },                                                                    \
   { Py_tp_repr, steps_repr },                                                                      \

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import sys
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from typing import Any
@@ -224,6 +225,112 @@ def test_what_is_ended_leaves_nothing(own: Arena) -> None:
         end_each()
     gc.collect()
     assert own.stats().live_blocks <= before
+
+
+def test_what_is_dropped_ends_in_the_arena(own: Arena) -> None:
+    """Its last step is the `finally`, whether the last reference goes or a collection finds it."""
+    ended: list[bool] = []
+
+    class Rows:
+        def __init__(self) -> None:
+            self.rows = own.iterate(self.each())
+
+        def each(self) -> Iterator[int]:
+            try:
+                yield from (1, 2)
+            finally:
+                ended.append(active())
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended.append(active())
+
+    next(Rows().rows)
+    gc.collect()
+    work: Any = own.run(waits())
+    work.send(None)
+    error = ValueError("pending while it ends")
+    with pytest.raises(ValueError, match="pending"):
+        try:
+            raise error
+        finally:
+            del work
+    assert ended == [True] * 2
+
+    # What nobody has begun does not begin now, and what somebody else has goes on.
+    inner = Rows().each()
+    next(inner)
+    bound = own.iterate(inner)
+    next(bound)
+    del bound
+    assert ended == [True] * 2
+    inner.close()
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        own.run(waits())
+    assert ended == [True, True, False]
+
+
+def test_what_does_not_end_when_dropped_is_told(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stubborn() -> Iterator[int]:
+        try:
+            yield 1
+        except GeneratorExit:
+            yield 2
+
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda seen: told.append(str(seen.exc_value)))
+    other = Arena(malloc_arena.HEAP_DEFAULT, name="other")
+    first, second = own.iterate(stubborn()), other.iterate(stubborn())
+    assert next(first) == next(second) == 1
+    other.close()
+    del first, second
+    assert "ignored GeneratorExit" in told[0]
+    assert "closed" in told[1]
+
+
+def test_an_async_generator_that_is_dropped_ends_in_the_arena(own: Arena) -> None:
+    ended: list[bool] = []
+
+    async def steps() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            ended.append(active())
+
+    kept: list[Any] = []
+
+    async def main() -> None:
+        async for _ in own.iterate(steps()):
+            break
+        async for _ in own.bind(steps)():
+            break
+        await asyncio.sleep(0.01)
+        assert ended == [True] * 2
+        kept.append(own.iterate(steps()))
+        await anext(kept[0])
+        await anext(own.iterate(Plain()))
+        async for _ in steps():
+            break
+        await asyncio.sleep(0.01)
+        assert ended == [True, True, False]
+
+    class Plain:
+        def __aiter__(self) -> Plain:
+            return self
+
+        def __anext__(self) -> Any:
+            return anext(other)
+
+    other = steps()
+    asyncio.run(main())
+    # What is open when the loop ends is closed by it, in any order.
+    assert sorted(map(str, ended)) == ["False"] * 2 + ["True"] * 3
 
 
 def test_iterate_async_generator(own: Arena) -> None:
