@@ -647,6 +647,7 @@ in_child (void)
         {
           if (atomic_load (&local->owner) != self)
             atomic_store (&local->owner, MA_NOBODY);
+          atomic_store (&local->remote, ma_remote_bytes (local)); /* no guests */
           if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
             abandon (local);
           else
@@ -787,13 +788,15 @@ is_entered (const malloc_arena *arena)
 int
 ma_arena_delete (malloc_arena *arena)
 {
-  size_t blocks = atomic_load (&arena->large_blocks);
   size_t bytes;
   pthread_mutex_lock (&table_lock);
+  size_t blocks = atomic_load (&arena->large_blocks);
   for (struct ma_local *local = arena->locals; local; local = local->next)
     {
       pthread_mutex_lock (&local->lock);
       blocks += ma_slab_live (local, &bytes);
+      /* Afterwards: who freed the last one there may not be done with it. */
+      blocks += ma_guests (local);
       pthread_mutex_unlock (&local->lock);
     }
   if (blocks != 0 || is_entered (arena))

@@ -188,7 +188,7 @@ void
 ma_dense_free_remote (struct ma_unit *unit, size_t slot, size_t size, const void *p)
 {
   struct ma_local *local = unit->local;
-  atomic_fetch_add_explicit (&local->remote_bytes, size, memory_order_relaxed);
+  atomic_fetch_add_explicit (&local->remote, size + MA_GUEST, memory_order_relaxed);
   uint64_t before
       = atomic_fetch_or_explicit (&unit->remote[slot / 64], bit_of (slot), memory_order_acq_rel);
   if (unlikely (before & bit_of (slot)))
@@ -206,6 +206,7 @@ ma_dense_free_remote (struct ma_unit *unit, size_t slot, size_t size, const void
   /* Nobody will take it in if the owner's thread has ended: this one does. */
   if (unlikely (atomic_load_explicit (&local->owner, memory_order_acquire) == MA_NOBODY))
     ma_slab_adopt (local);
+  atomic_fetch_sub_explicit (&local->remote, MA_GUEST, memory_order_release);
 }
 
 /* From the first step on, who still has the pointer faults. */

@@ -88,10 +88,14 @@ ma_dense_push (struct ma_unit *unit, size_t slot, size_t size, const void *p)
       return;
     }
   size_t at = slot / 64;
-  __atomic_store_n (&unit->free[at], with_bit (unit->free[at], slot), __ATOMIC_RELAXED);
   unit->hint = (uint8_t)at;
   if (unlikely (ma_subtract_live (local, size)) || unlikely (unit->is_full))
-    ma_slab_tidy (local, unit);
+    {
+      ma_slab_tidy (local, unit, slot);
+      return;
+    }
+  /* Last: an arena without a block may be deleted. */
+  __atomic_store_n (&unit->free[at], with_bit (unit->free[at], slot), __ATOMIC_RELEASE);
 }
 
 /* As ma_dense_alloc, for callers that are MA_VECTORS. */

@@ -35,11 +35,15 @@ ma_heap_bounds (malloc_arena *arena)
 int
 ma_heap_charge (malloc_arena *arena, size_t bytes)
 {
-  size_t now = atomic_fetch_add_explicit (&arena->mapped, bytes, memory_order_relaxed) + bytes;
-  if (likely (arena->limit == 0 || now <= arena->limit))
-    return 0;
-  ma_heap_refund (arena, bytes);
-  return ENOMEM;
+  size_t limit = arena->limit != 0 ? arena->limit : SIZE_MAX;
+  size_t now = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
+  /* Never more for a moment either: what does not fit must not be in the way of what does. */
+  do
+    if (unlikely (bytes > limit || now > limit - bytes))
+      return ENOMEM;
+  while (!atomic_compare_exchange_weak_explicit (&arena->mapped, &now, now + bytes,
+                                                 memory_order_relaxed, memory_order_relaxed));
+  return 0;
 }
 
 void

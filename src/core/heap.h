@@ -118,8 +118,24 @@ struct ma_local
   pthread_mutex_t lock;
   /* A line of its own: other threads write it. */
   _Atomic (struct ma_unit *) queue __attribute__ ((aligned (128))); /* slabs with remote frees */
-  _Atomic size_t remote_bytes; /* freed there and still counted in LIVE */
+  /* Bytes freed there and still counted in LIVE; and, in MA_GUESTs, how many threads are in the middle of that: until
+   * then the arena is not deleted. */
+  _Atomic size_t remote;
 };
+
+#define MA_GUEST ((size_t)1 << 48)
+
+static inline size_t
+ma_remote_bytes (const struct ma_local *local)
+{
+  return atomic_load_explicit (&local->remote, memory_order_relaxed) & (MA_GUEST - 1);
+}
+
+static inline size_t
+ma_guests (const struct ma_local *local)
+{
+  return atomic_load_explicit (&local->remote, memory_order_acquire) / MA_GUEST;
+}
 
 /* By the owner; others read it. What the compiler makes of an atomic load, an addition and an atomic store is
  * three instructions. */
@@ -160,7 +176,7 @@ ma_count (_Atomic size_t *n, size_t more)
     atomic_store_explicit (n, atomic_load_explicit (n, memory_order_relaxed) + more,
                            memory_order_relaxed);
   else
-    atomic_fetch_add_explicit (n, more, memory_order_relaxed);
+    atomic_fetch_add_explicit (n, more, memory_order_acq_rel);
 }
 
 /* With the lock held, under which alone FLOOR changes. */

@@ -368,9 +368,10 @@ ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, 
     leave (unit, to, kept);
   else if (kept > 0)
     memcpy (to, unit->block, kept);
-  ma_count (&arena->large_blocks, (size_t)-1);
   ma_count (&arena->large_bytes, -size);
   ma_range_give (local, unit);
+  /* Last: an arena without a block may be deleted. */
+  ma_count (&arena->large_blocks, (size_t)-1);
 }
 
 /* Another size, in the arena's accounts as well. */

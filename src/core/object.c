@@ -132,17 +132,21 @@ is_mine (const struct ma_unit *unit, const char *p, uint64_t product, uint64_t *
   return likely (!(*free >> (slot & 63) & 1));
 }
 
-/* Gives a slot that is wiped back to its word, which is FREE. */
+/* Gives a slot that is wiped back to its word, which is FREE. Of a slab that was full the caller knows. */
 MA_INLINE void
-push (struct ma_unit *unit, unsigned slot, size_t bytes, uint64_t free)
+push (struct ma_unit *unit, unsigned slot, size_t bytes, uint64_t free, int is_full)
 {
   struct ma_local *local = unit->local;
   unsigned at = slot / 64;
-  __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELAXED);
   if (free == 0)
     unit->rooms |= 1u << at;
-  if (unlikely (ma_subtract_live (local, bytes)))
-    ma_slab_tidy (local, unit);
+  if (unlikely (ma_subtract_live (local, bytes)) || is_full)
+    {
+      ma_slab_tidy (local, unit, slot);
+      return;
+    }
+  /* Last: an arena without a block may be deleted. */
+  __atomic_store_n (&unit->free[at], free | bit_of (slot), __ATOMIC_RELEASE);
 }
 
 /* Slots of more than 128 bytes. */
@@ -157,7 +161,7 @@ free_larger (struct ma_unit *unit, char *p, unsigned slot, size_t bytes, uint64_
     slot_wipe_strokes (p, bytes, 6);
   else
     slot_wipe_strokes (p, bytes, 8);
-  push (unit, slot, bytes, free);
+  push (unit, slot, bytes, free, 0);
 }
 
 /* Whatever is special. While others have freed objects of the slab, FREE does not know all that are free;
@@ -176,10 +180,7 @@ free_special (struct ma_unit *unit, char *p)
       return;
     }
   ma_wipe_inline (p, unit->slot);
-  push (unit, slot, unit->slot, free);
-  /* A slab that was full has room again. */
-  if (unit->is_full)
-    ma_slab_tidy (unit->local, unit);
+  push (unit, slot, unit->slot, free, unit->is_full);
 }
 
 MA_INLINE void
@@ -205,7 +206,7 @@ release (void *p)
     slot_wipe_strokes (p, bytes, 1);
   else
     slot_wipe_strokes (p, bytes, 2);
-  push (unit, slot, bytes, free);
+  push (unit, slot, bytes, free, 0);
 }
 
 MA_CLONED void

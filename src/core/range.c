@@ -92,9 +92,9 @@ close_range (malloc_arena *arena, struct ma_unit *unit)
 {
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
   char *start = ma_range_start (unit);
-  ma_heap_refund (arena, bytes);
   if (unit->is_locked)
     ma_heap_unlocked (arena, bytes);
+  ma_heap_refund (arena, bytes);
   hold_fork (arena, 1);
   unlink_range (arena, unit);
   int refused = ma_heap_close (start, bytes, unit->state);
@@ -244,9 +244,9 @@ ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages)
   size_t bytes = (unit->pages - pages) << MA_PAGE_SHIFT;
   if (ma_heap_close (unit->end - bytes, bytes, unit->state))
     return;
-  ma_heap_refund (arena, bytes);
   if (unit->is_locked)
     ma_heap_unlocked (arena, bytes);
+  ma_heap_refund (arena, bytes);
   size_t more = unit->units - units;
   pthread_mutex_lock (&arena->lock);
   unit->units = (uint32_t)units;

@@ -570,10 +570,12 @@ ma_slab_refill (struct ma_local *local, unsigned class)
 /* ---- what was freed ---- */
 
 MA_COLD void
-ma_slab_tidy (struct ma_local *local, struct ma_unit *unit)
+ma_slab_tidy (struct ma_local *local, struct ma_unit *unit, size_t slot)
 {
   int saved = errno;
   pthread_mutex_lock (&local->lock);
+  uint64_t *word = &unit->free[slot / 64];
+  __atomic_store_n (word, with_bit (*word, slot), __ATOMIC_RELAXED);
   if (unit->is_full)
     list (local, unit);
   if (local->live < 0)
@@ -603,7 +605,8 @@ ma_slab_adopt (struct ma_local *local)
 void
 ma_slab_collect (struct ma_local *local)
 {
-  size_t freed_bytes = atomic_exchange_explicit (&local->remote_bytes, 0, memory_order_relaxed);
+  size_t freed_bytes = ma_remote_bytes (local);
+  atomic_fetch_sub_explicit (&local->remote, freed_bytes, memory_order_relaxed);
   ma_subtract_live (local, freed_bytes);
   struct ma_unit *unit = atomic_exchange_explicit (&local->queue, NULL, memory_order_acq_rel);
   while (unit != NULL)
@@ -647,7 +650,7 @@ static uint64_t
 used_slots (const struct ma_unit *unit, unsigned at, uint64_t *remote)
 {
   *remote = atomic_load_explicit (&unit->remote[at], memory_order_acquire);
-  return ~(__atomic_load_n (&unit->free[at], __ATOMIC_RELAXED) | *remote)
+  return ~(__atomic_load_n (&unit->free[at], __ATOMIC_ACQUIRE) | *remote)
          & ma_word_bits (at, 0, unit->avail);
 }
 
@@ -655,8 +658,7 @@ size_t
 ma_slab_live (struct ma_local *local, size_t *bytes)
 {
   size_t blocks = 0;
-  *bytes
-      = ma_live_bytes (local) - atomic_load_explicit (&local->remote_bytes, memory_order_relaxed);
+  *bytes = ma_live_bytes (local) - ma_remote_bytes (local);
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
     for (unsigned at = 0; at * 64 < unit->avail; at++)

@@ -23,8 +23,8 @@ void ma_slab_end (struct ma_local *local);
 /* Makes the class's current slab one that has a free slot in the word of its hint; NULL with ENOMEM. By
  * the owner; takes the lock, as the next two do. */
 struct ma_unit *ma_slab_refill (struct ma_local *local, unsigned class);
-/* By the owner, after a free: lists a slab that was full, looks for memory to give back. */
-void ma_slab_tidy (struct ma_local *local, struct ma_unit *unit);
+/* By the owner, the end of a free: marks the slot, lists a slab that was full, looks for memory to give back. */
+void ma_slab_tidy (struct ma_local *local, struct ma_unit *unit, size_t slot);
 /* After a free in a local arena whose thread has ended. */
 void ma_slab_adopt (struct ma_local *local);
 

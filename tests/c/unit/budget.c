@@ -339,6 +339,36 @@ by_class (unsigned kind)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+static _Atomic int is_over;
+
+static void *
+ask_too_much (void *arena)
+{
+  while (!is_over)
+    CHECK (malloc_arena (arena, malloc, 2 * LIMIT) == NULL);
+  return NULL;
+}
+
+/* What does not fit is not in the way of what does, in another thread. */
+static void
+refused_elsewhere (void)
+{
+  malloc_arena *arena = new_arena (HEAP_DEFAULT, "elsewhere", LIMIT);
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, ask_too_much, arena), 0);
+  for (size_t i = 0; i < 5000; i++)
+    {
+      /* Too large to stay ready. */
+      char *p = malloc_arena (arena, malloc, LIMIT / 8 * 5);
+      CHECK (p != NULL);
+      CHECK (check_stats (arena).mapped_bytes <= LIMIT);
+      free (p);
+    }
+  is_over = 1;
+  CHECK_EQUAL (pthread_join (thread, NULL), 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -348,6 +378,7 @@ main (void)
   other_size (100, 16);
   other_size (400, 1000);
   any_limit ();
+  refused_elsewhere ();
   shared_page ();
   done_again ();
   ended_threads ();
