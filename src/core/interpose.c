@@ -530,6 +530,17 @@ start_inside (void *data)
   return start.routine (start.argument);
 }
 
+/* Option `active`: the thread has its part of the arena before its first allocation, which may come from
+ * within pthread_getattr_np: that holds a lock of the thread's, and to make the part is to call it. */
+static void *
+start_default (void *data)
+{
+  struct start start = *(struct start *)data;
+  default_local ();
+  ma_release (data);
+  return start.routine (start.argument);
+}
+
 /* Option `inherit`: a thread that is started with an arena active has it active for its life. What a
  * library hands to a worker of its own is what the caller wanted in the arena. */
 MA_EXPORT int
@@ -548,16 +559,19 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
     }
   *(void **)&create = found;
   struct ma_local *local = ma_active;
+  int is_default = local == NULL && next.routine.malloc == always_malloc;
+  if (is_default)
+    local = default_local ();
   if (likely (local == NULL))
     return create (thread, attributes, routine, argument);
   struct start *start = NULL;
-  if (ma_options ()->inherit == MA_INHERIT)
+  if (is_default || ma_options ()->inherit == MA_INHERIT)
     {
       start = ma_alloc (local, sizeof *start);
       if (start == NULL)
         return EAGAIN;
       *start = (struct start){ routine, argument, local->arena };
-      routine = start_inside;
+      routine = is_default ? start_default : start_inside;
       argument = start;
     }
   /* The thread's own tables outlive it, with its stack. */

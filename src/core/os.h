@@ -104,8 +104,8 @@ void os_close_copy (int copy);
  * detection only. */
 void os_random (void *p, size_t n);
 
-/* Bounds of the stack that the process began with, from below its arguments down to where it may grow,
- * 64 MiB at most: the kernel keeps everything else further away. Async-signal-safe. */
+/* Bounds of the stack that the process began with, down to where it may grow, 64 MiB at most: the kernel keeps
+ * everything else further away. Async-signal-safe. */
 void os_first_stack (char **low, char **end);
 
 /* The lock limit in bytes, SIZE_MAX if none. */

@@ -477,7 +477,12 @@ os_first_stack (char **low, char **end)
   struct rlimit limit;
   int saved = errno;
   size_t most = (size_t)64 << 20;
-  *end = (char *)getauxval (AT_RANDOM);
+  /* The kernel counts from the end of the mapping: above the strings of arguments and environment, the last
+   * of which is the file's name. */
+  const char *name = (const char *)getauxval (AT_EXECFN);
+  *end = name != NULL
+             ? (char *)os_round_up ((uintptr_t)name + strlen (name) + 1 + sizeof (void *), MA_PAGE)
+             : NULL;
   *low = *end;
   if (*end != NULL && getrlimit (RLIMIT_STACK, &limit) == 0)
     *low -= limit.rlim_cur < most ? limit.rlim_cur : most;

@@ -92,6 +92,16 @@ same (const char *mode)
   free (p);
 }
 
+/* The C library holds a lock of the thread's while it allocates here, before the thread has allocated anything. */
+static void *
+ask_first (void *data)
+{
+  pthread_attr_t attributes;
+  CHECK_EQUAL (pthread_getattr_np (pthread_self (), &attributes), 0);
+  CHECK_EQUAL (pthread_attr_destroy (&attributes), 0);
+  return data;
+}
+
 /* Every allocation from the first instruction, libraries' and stdio's too. */
 static void
 everything (const char *name)
@@ -111,6 +121,10 @@ everything (const char *name)
   p = malloc (100);
   malloc_arena_leave (NULL);
   free (p);
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, ask_first, arena), 0);
+  CHECK_EQUAL (pthread_join (thread, &p), 0);
+  CHECK (p == arena);
 }
 
 int

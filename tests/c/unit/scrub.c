@@ -113,9 +113,31 @@ in_child (void *data)
   return data;
 }
 
-int
-main (void)
+/* All there is of the first stack, of which arguments and environment have their part. */
+static void
+whole_stack (void)
 {
+  static char big[100000];
+  memset (big, 'x', sizeof big - 1);
+  memcpy (big, "BIG=", 4);
+  for (unsigned i = 0; i < 2; i++)
+    {
+      struct check_outcome outcome
+          = check_again ("whole", (const char *[]){ i == 0 ? "BIG=" : big, NULL });
+      CHECK_EQUAL (outcome.signal, 0);
+      CHECK_EQUAL (outcome.exit_code, 0);
+    }
+}
+
+int
+main (int argc, char **argv)
+{
+  if (argc > 1)
+    {
+      CHECK (strcmp (argv[1], "whole") == 0);
+      malloc_arena_scrub ((size_t)1 << 30);
+      return 0;
+    }
   struct sigaction act = { .sa_handler = on_signal };
   CHECK_EQUAL (sigaction (SIGUSR1, &act, NULL), 0);
   scrub_in_handler (); /* the first thread, before any arena */
@@ -126,5 +148,6 @@ main (void)
   run (in_arena, HEAP_DEFAULT);
   run (in_none, 0);
   run (in_child, 0);
+  whole_stack ();
   return 0;
 }
