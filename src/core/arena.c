@@ -18,6 +18,8 @@ malloc_arena *ma_arena_table[MA_ARENAS];
 static unsigned table_next; /* rover: a deleted arena's place is used again as late as possible */
 static struct ma_thread *threads;
 static struct ma_thread *unused_threads;
+static unsigned late_threads;
+static __thread unsigned is_ending;
 static struct ma_local *unused_locals;
 static pthread_key_t at_thread_exit;
 
@@ -70,14 +72,10 @@ wipe_own_stack (void)
   ma_scrub_stack (room < rest ? room : rest);
 }
 
+/* With the table lock. */
 static void
-end_thread (void *data)
+remove_thread (struct ma_thread *thread)
 {
-  struct ma_thread *thread = data;
-  wipe_own_stack ();
-  ma_active = NULL;
-  ma_self = NULL;
-  pthread_mutex_lock (&table_lock);
   for (unsigned i = 0; i < MA_ARENAS; i++)
     if (thread->locals[i])
       {
@@ -90,11 +88,37 @@ end_thread (void *data)
     threads = thread->next;
   if (thread->next)
     thread->next->previous = thread->previous;
+  late_threads -= thread->late != 0;
   thread->depth = 0;
   thread->stack = NULL;
   thread->next = unused_threads;
   unused_threads = thread;
+}
+
+static void
+end_thread (void *data)
+{
+  wipe_own_stack ();
+  ma_active = NULL;
+  ma_self = NULL;
+  is_ending = 1;
+  pthread_mutex_lock (&table_lock);
+  remove_thread (data);
   pthread_mutex_unlock (&table_lock);
+}
+
+/* A thread that uses an arena again after end_thread gets another one, of which the C library may not tell any more:
+ * there are four rounds. Those that are gone, with the table lock. */
+static void
+remove_late_threads (void)
+{
+  for (struct ma_thread *thread = threads; thread;)
+    {
+      struct ma_thread *next = thread->next;
+      if (thread->late != 0 && os_is_gone (thread->late))
+        remove_thread (thread);
+      thread = next;
+    }
 }
 
 static struct ma_thread *
@@ -105,6 +129,8 @@ this_thread (void)
     return thread;
   pthread_once (&once, init_once);
   pthread_mutex_lock (&table_lock);
+  if (unlikely (late_threads != 0))
+    remove_late_threads ();
   thread = unused_threads;
   if (thread)
     unused_threads = thread->next;
@@ -117,6 +143,8 @@ this_thread (void)
       if (threads)
         threads->previous = thread;
       threads = thread;
+      thread->late = is_ending ? os_thread () : 0;
+      late_threads += is_ending;
     }
   pthread_mutex_unlock (&table_lock);
   if (thread)
@@ -634,8 +662,12 @@ in_child (void)
       thread = next;
     }
   threads = self;
+  late_threads = 0;
   if (self)
-    self->previous = self->next = NULL;
+    {
+      self->previous = self->next = NULL;
+      self->late = 0;
+    }
   ma_range_forked ();
   for (unsigned i = 0; i < MA_ARENAS; i++)
     {

@@ -30,6 +30,7 @@ struct ma_thread
   char *stack;           /* lowest address, once it is known */
   char *stack_end;
   volatile int is_asking; /* for it: a signal handler must not ask again */
+  int late;               /* its id, if it had ended before; 0 */
   struct ma_thread *next; /* of all, or of the unused */
   struct ma_thread *previous;
   struct ma_frame frames[MA_DEPTH];

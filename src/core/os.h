@@ -108,6 +108,10 @@ void os_random (void *p, size_t n);
  * everything else further away. Async-signal-safe. */
 void os_first_stack (char **low, char **end);
 
+/* The calling thread, and whether a thread of the process has ended; by a number that is used again. */
+int os_thread (void);
+int os_is_gone (int thread);
+
 /* The lock limit in bytes, SIZE_MAX if none. */
 size_t os_lock_limit (void);
 

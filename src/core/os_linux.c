@@ -489,6 +489,21 @@ os_first_stack (char **low, char **end)
   errno = saved;
 }
 
+int
+os_thread (void)
+{
+  return (int)syscall (SYS_gettid);
+}
+
+int
+os_is_gone (int thread)
+{
+  int saved = errno;
+  int is_gone = syscall (SYS_tgkill, getpid (), thread, 0) == -1 && errno == ESRCH;
+  errno = saved;
+  return is_gone;
+}
+
 size_t
 os_lock_limit (void)
 {
