@@ -26,8 +26,7 @@ struct ma_thread
 {
   struct ma_local *locals[MA_ARENAS]; /* by arena index */
   unsigned depth;
-  malloc_arena *refused; /* an object, last */
-  char *stack;           /* lowest address, once it is known */
+  char *stack; /* lowest address, once it is known */
   char *stack_end;
   volatile int is_asking; /* for it: a signal handler must not ask again */
   int late;               /* its id, if it had ended before; 0 */

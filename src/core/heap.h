@@ -49,7 +49,8 @@ struct malloc_arena
   int is_verified;
   enum ma_use use;
   size_t limit;
-  size_t threshold; /* requests from this size up are large */
+  _Atomic size_t reserve; /* bytes of it for who was refused more; 0 while there are no objects */
+  size_t threshold;       /* requests from this size up are large */
   size_t heap_units;
   size_t spare_most;    /* bytes that may be mapped with pages that nobody asked for among them */
   size_t warm_most;     /* bytes of wiped large blocks that each thread keeps */
@@ -201,13 +202,16 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
 extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
+/* The arena that refused this thread an object last: of its reserve the thread may have slabs then. */
+extern MA_HIDDEN __thread malloc_arena *ma_refused __attribute__ ((tls_model ("initial-exec")));
+
 /* Sets spare_most, a quarter of what the arena may have, so that who comes later finds the rest, and the bounds of what
  * stays warm, three eighths. No spare pages for secret memory, where the kernel's refusal of one would be told as a
  * step down, for an isolated arena, where the page before a block must fault, and for a plain one, whose blocks grow
  * where they are; and next to nothing warm of secret memory, for the same reason. */
 void ma_heap_bounds (malloc_arena *arena);
-/* BYTES more of the arena's limit; 0 or ENOMEM. */
-int ma_heap_charge (malloc_arena *arena, size_t bytes);
+/* BYTES more of the arena's limit, for a slab or a range; 0 or ENOMEM. */
+int ma_heap_charge (malloc_arena *arena, size_t bytes, int is_slab);
 void ma_heap_refund (malloc_arena *arena, size_t bytes);
 
 /* Makes a unit's SIZE bytes at P accessible with the arena's dump and fork properties. STATE is the

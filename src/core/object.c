@@ -12,24 +12,35 @@
 #include "block.h"
 #include "slot.h"
 
+void
+ma_object_begin (malloc_arena *arena)
+{
+  enum
+  {
+    MOST = 1 << 20 /* the frames of a recursion that is 1,000 deep have 600 KiB */
+  };
+  size_t share = arena->limit / 16;
+  atomic_store_explicit (&arena->reserve, (share < MOST ? share : MOST) & ~(MA_PAGE - 1),
+                         memory_order_relaxed);
+}
+
 static MA_COLD void *
 refused (struct ma_local *local)
 {
-  ma_self->refused = local->arena;
+  ma_refused = local->arena;
   return NULL;
 }
 
 malloc_arena *
 ma_object_refused (void)
 {
-  return ma_self != NULL ? ma_self->refused : NULL;
+  return ma_refused;
 }
 
 void
 ma_object_forget_refused (void)
 {
-  if (ma_self != NULL)
-    ma_self->refused = NULL;
+  ma_refused = NULL;
 }
 
 /* ---- alloc ---- */
@@ -297,7 +308,7 @@ ma_object_resize (void *p, size_t size)
           ma_object_free (p);
         }
     }
-  if (unlikely (q == NULL) && ma_self != NULL)
-    ma_self->refused = arena;
+  if (unlikely (q == NULL))
+    ma_refused = arena;
   return q;
 }

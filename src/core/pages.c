@@ -98,7 +98,7 @@ static int
 charge (const struct ma_unit *unit, uint16_t pages)
 {
   return !unit->local->is_plain
-         || ma_heap_charge (unit->local->arena, ma_page_count (pages) << MA_PAGE_SHIFT) == 0;
+         || ma_heap_charge (unit->local->arena, ma_page_count (pages) << MA_PAGE_SHIFT, 1) == 0;
 }
 
 /* As many as the slab has, of the first ones that lie together: few for small users, few calls for large ones.

@@ -140,7 +140,7 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
   malloc_arena *arena = local->arena;
   size_t bytes = pages << MA_PAGE_SHIFT;
   size_t units = units_for (pages);
-  if (units >= ma_region_units () || ma_heap_charge (arena, bytes))
+  if (units >= ma_region_units () || ma_heap_charge (arena, bytes, 0))
     return NULL;
   struct ma_unit *unit = ma_region_take (units, 1);
   if (unit == NULL)
@@ -205,7 +205,7 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
   /* A file of secret memory has the size that it has. A few pages of secrets are soon copied, and their
    * old place then is one that was freed, not one in the middle of the block. */
   if (unit->state & MA_UNIT_SECRET || (unit->pages < MA_UNIT_PAGES && !arena->is_plain)
-      || ma_heap_charge (arena, bytes))
+      || ma_heap_charge (arena, bytes, 0))
     return 0;
   if (units > unit->units && !ma_region_extend (unit + unit->units, units - unit->units))
     {

@@ -43,8 +43,8 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
   unsigned n = !is_first ? most : least > from ? least : from;
   if (n > most)
     n = most;
-  if (ma_heap_charge (arena, (size_t)n << MA_PAGE_SHIFT)
-      && ma_heap_charge (arena, (size_t)(n = least) << MA_PAGE_SHIFT))
+  if (ma_heap_charge (arena, (size_t)n << MA_PAGE_SHIFT, 1)
+      && ma_heap_charge (arena, (size_t)(n = least) << MA_PAGE_SHIFT, 1))
     return ENOMEM;
   int locked;
   int refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);

@@ -89,6 +89,7 @@ enter (malloc_arena *handle)
   if (is_outermost && unlikely (sweeps_always))
     sweep ("clear_free_lists");
   malloc_arena_enter (handle);
+  ma_object_begin (handle);
   was_secure |= ma_kind_of (handle) != HEAP_DEFAULT;
   if (!is_outermost)
     return 0;

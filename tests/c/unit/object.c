@@ -280,6 +280,38 @@ is_taken_over (void)
   CHECK_EQUAL (malloc_arena_delete (kept), 0);
 }
 
+/* Who was refused one has a sixteenth of the limit for the way out: in slabs, as nothing else. */
+static void
+has_reserve (unsigned kind)
+{
+  enum
+  {
+    LIMIT = 4 << 20
+  };
+  struct malloc_arena_options options = { .size = sizeof options, .kind = kind, .limit = LIMIT };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  ma_object_begin (arena);
+  ma_object_forget_refused ();
+  size_t n = 0, size = 3000, before, after;
+  while ((many[n] = object (arena, size)) != NULL)
+    n++;
+  before = check_stats (arena).mapped_bytes;
+  CHECK (before <= LIMIT - LIMIT / 16 && before > LIMIT - LIMIT / 8);
+  CHECK (malloc_arena (arena, malloc, LIMIT / 32) == NULL);
+  size_t more = 0;
+  while ((many[n + more] = object (arena, 400)) != NULL)
+    more++;
+  after = check_stats (arena).mapped_bytes;
+  CHECK (more * 400 > LIMIT / 32 && after <= LIMIT);
+  while (more > 0)
+    ma_object_free (many[n + --more]);
+  ma_object_forget_refused ();
+  while (n > 0)
+    ma_object_free (many[--n]);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -297,6 +329,8 @@ main (void)
     }
   is_handed_over (secure);
   is_exhausted ();
+  has_reserve (HEAP_DEFAULT);
+  has_reserve (HEAP_SECURE);
   is_forked ();
   if (!CHECK_SANITIZED) /* whose threads cannot be started in a child of several */
     is_taken_over ();

@@ -255,6 +255,29 @@ def test_a_full_arena_says_so() -> None:
     assert arena.owns(id(kept[0]))
 
 
+@pytest.mark.parametrize("kind", [malloc_arena.HEAP_DEFAULT, malloc_arena.HEAP_SECURE])
+@pytest.mark.parametrize("depth", [3, 50, 300])
+def test_there_is_a_way_out_of_deep_calls(kind: int, depth: int) -> None:
+    """CPython ends the process, or raises SystemError, where it cannot make a traceback."""
+    code = f"""
+import malloc_arena
+def call(depth, kept):
+    if depth:
+        return call(depth - 1, kept) + 1
+    while True:
+        kept.append(str(len(kept)) + "x")
+try:
+    with malloc_arena.Arena({kind}, name="deep", limit=8 << 20):
+        call({depth}, [])
+except MemoryError as error:
+    assert "at its limit" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_mapping_limit_is_named() -> None:
     """Every isolated block takes one of the process's mappings."""
     with open("/proc/sys/vm/max_map_count") as file:
