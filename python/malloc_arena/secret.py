@@ -16,8 +16,8 @@ class Secret(Generic[T]):
     """Holds a value, and gives it to those who ask by name: reveal().
 
     Printed, formatted or logged it is asterisks. It cannot be pickled, copied, hashed or compared
-    for order; == takes the same time wherever two values differ. The value is not copied: made in a
-    scope, it is where the scope put it.
+    for order; == of texts or bytes takes the same time wherever they differ, of other values it is
+    their own. The value is not copied: made in a scope, it is where the scope put it.
     """
 
     __slots__ = ("__weakref__", "_value")

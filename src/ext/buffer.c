@@ -238,8 +238,26 @@ buffer_compare (PyObject *self, PyObject *other, int op)
   return equal == -1 ? NULL : PyBool_FromLong (equal == (op == Py_EQ));
 }
 
-/* Of two texts or two bytes-like objects, as they lie in memory: hmac.compare_digest refuses texts
- * that are not ASCII, and encoding one would make a copy. */
+/* By the values' own ==, in the arena of one of them: what is made of a secret on the way stays there. */
+static PyObject *
+are_equal_values (PyObject *a, PyObject *b)
+{
+  malloc_arena *handle = HAS_HOOKS ? malloc_arena_of (a) : NULL;
+  if (HAS_HOOKS && handle == NULL)
+    handle = malloc_arena_of (b);
+  struct scope scope;
+  if (handle != NULL && scope_begin_in (handle, &scope) == -1)
+    return NULL;
+  /* Not PyObject_RichCompareBool, to which a value is equal to itself whatever it says. */
+  PyObject *answer = PyObject_RichCompare (a, b, Py_EQ);
+  int equal = answer != NULL ? PyObject_IsTrue (answer) : -1;
+  Py_XDECREF (answer);
+  PyObject *result = equal == -1 ? NULL : PyBool_FromLong (equal);
+  return handle != NULL ? scope_end (&scope, result) : result;
+}
+
+/* Two texts or two bytes-like objects are compared as they lie in memory: hmac.compare_digest refuses
+ * texts that are not ASCII, and encoding one would make a copy. */
 PyObject *
 buffer_equal (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t count)
 {
@@ -250,13 +268,18 @@ buffer_equal (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t co
     }
   PyObject *a = args[0];
   PyObject *b = args[1];
-  if (PyObject_CheckBuffer (a) && PyObject_CheckBuffer (b))
+  int is_text = PyUnicode_Check (a) + PyUnicode_Check (b);
+  int is_buffer = PyObject_CheckBuffer (a) + PyObject_CheckBuffer (b);
+  if (is_buffer == 2)
     {
       int equal = are_equal (a, b);
       return equal == -1 ? NULL : PyBool_FromLong (equal);
     }
-  if (!PyUnicode_Check (a) || !PyUnicode_Check (b))
-    Py_RETURN_NOTIMPLEMENTED;
+  /* Under -b, == of these is a warning. */
+  if (is_text == 1 && is_buffer == 1)
+    Py_RETURN_FALSE;
+  if (is_text != 2)
+    return are_equal_values (a, b);
   if (PyUnicode_READY (a) == -1 || PyUnicode_READY (b) == -1)
     return NULL;
   /* Each text has the narrowest characters it can: equal ones have equal widths. */

@@ -5,7 +5,7 @@
  * scope.c    the scopes of a thread, in which an arena is active
  * steps.c    _Run and _Iterate: scopes around the steps of a coroutine or generator
  * streams.c  what scopes leave in the buffers of sys.stdout and sys.stderr
- * buffer.c   SecretBuffer, and other places that secrets lie in: texts compared, the environment
+ * buffer.c   SecretBuffer, and other places that secrets lie in: values compared, the environment
  * pyhooks.c  the hooks on CPython's allocator domains and numpy's; static, process-wide, no Python
  *            state
  */
@@ -82,6 +82,7 @@ struct scope
   unsigned depth, floor;
 };
 int scope_begin (struct arena_object *arena, struct scope *scope);
+int scope_begin_in (malloc_arena *handle, struct scope *scope); /* NULL: with none active */
 PyObject *scope_end (const struct scope *scope, PyObject *result);
 /* The pending exception, normalized, or NULL; and back. */
 PyObject *error_take (void);

@@ -225,8 +225,8 @@ error_put (PyObject *error)
 #endif
 }
 
-static int
-begin (malloc_arena *handle, struct scope *scope)
+int
+scope_begin_in (malloc_arena *handle, struct scope *scope)
 {
   scope->handle = handle;
   scope->depth = ma_depth ();
@@ -242,7 +242,7 @@ begin (malloc_arena *handle, struct scope *scope)
 int
 scope_begin (struct arena_object *arena, struct scope *scope)
 {
-  return check_enter (arena) == -1 ? -1 : begin (arena->handle, scope);
+  return check_enter (arena) == -1 ? -1 : scope_begin_in (arena->handle, scope);
 }
 
 PyObject *
@@ -283,7 +283,7 @@ call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t
          PyObject *keywords)
 {
   struct scope scope;
-  if (begin (handle, &scope) == -1)
+  if (scope_begin_in (handle, &scope) == -1)
     return NULL;
   return scope_end (&scope, keywords != NULL && PyDict_Check (keywords)
                                 ? PyObject_VectorcallDict (function, args, count, keywords)

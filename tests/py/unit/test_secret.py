@@ -6,6 +6,8 @@ import copy
 import json
 import logging
 import pickle
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +106,135 @@ def test_equality(text: str) -> None:
         buffer[:] = b"abc"
         assert Secret(buffer) == b"abc"
         assert Secret(buffer) != b"abd"
+
+
+class Tells:
+    """Compared, it says with what and where, and answers as it was told."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.seen: list[object] = []
+        self.made: list[object] = []
+
+    def __eq__(self, other: object) -> Any:
+        self.seen.append(other)
+        self.made.append(object())
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+VALUES: list[tuple[Any, Any, Any]] = [
+    (5, 5, 6),
+    (10**30, int("1" + "0" * 30), 10**30 + 1),
+    (1.5, 1.5, 2.5),
+    (5, 5.0, "5"),
+    (None, None, 0),
+    ([1, "a"], [1, "a"], [1, "b"]),
+    (("a", b"b"), ("a", b"b"), ("a", "b")),
+    ({"password": "a"}, {"password": "a"}, {}),
+    ({1, 2}, {2, 1}, {1}),
+]
+
+
+@pytest.mark.parametrize(("value", "same", "other"), VALUES, ids=repr)
+def test_equality_of_other_values(value: Any, same: Any, other: Any) -> None:
+    for a, b in (
+        (Secret(value), Secret(same)),
+        (Secret(value), same),
+        (value, Secret(same)),
+        (Secret(Secret(value)), Secret(same)),
+        (Secret(value), Secret(Secret(same))),
+        ([Secret(value)], [Secret(same)]),
+        (Secret([Secret(value)]), Secret([same])),
+    ):
+        assert a == b
+        assert not (a != b)
+    for a, b in (
+        (Secret(value), Secret(other)),
+        (Secret(value), other),
+        (other, Secret(value)),
+        (Secret(Secret(value)), Secret(other)),
+        (Secret(value), Secret("**********")),
+    ):
+        assert a != b
+        assert not (a == b)
+    secret = Secret(value)
+    assert secret == secret
+
+
+def test_equality_is_the_values_own() -> None:
+    """As plain values have it: what they raise, what is equal to nothing, what has no answer."""
+    nothing = float("nan")
+    assert Secret(nothing) != Secret(nothing)
+    one = object()
+    assert Secret(one) == Secret(one)
+    assert Secret(one) != Secret(object())
+    for secret in (Secret(Tells(NotImplemented)), Secret(Secret(Tells(NotImplemented)))):
+        assert secret != Secret(1)
+        assert secret == secret
+    for answer in ([1], 2, "yes"):
+        assert (Secret(Tells(answer)) == 1) is True
+        assert (Secret(Tells(answer)) != 1) is False
+    for answer in ([], 0, None):
+        assert (Secret(Tells(answer)) == 1) is False
+    told = Tells(True)
+    assert Secret(1) == Secret(told)
+    assert told.seen == [1]
+    with pytest.raises(ValueError, match=r"^no$"):
+        assert Secret(Tells(ValueError("no"))) == Secret(1)
+    with pytest.raises(ValueError, match=r"^no$"):
+        assert Secret(1) != Secret(Tells(ValueError("no")))
+
+
+def test_equality_of_what_contains_itself() -> None:
+    def endless() -> Secret[list[object]]:
+        inner: list[object] = []
+        secret = Secret(inner)
+        inner.append(secret)
+        return secret
+
+    one = endless()
+    assert one == one
+    with pytest.raises(RecursionError):
+        assert one == endless()
+
+
+def test_text_is_not_asked_about_bytes() -> None:
+    """It would be a warning, or under -bb an error, that == with a Secret never was."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-bb",
+            "-c",
+            "from malloc_arena import Secret\n"
+            "for a, b in (('a', b'a'), (b'a', 'a'), ('a', bytearray(b'a'))):\n"
+            "    assert Secret(a) != Secret(b) and Secret(a) != b",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_equality_in_the_arena(own: malloc_arena.Arena) -> None:
+    """What a comparison makes is where the value is."""
+    with own:
+        inside = Tells(True)
+    outside = Tells(True)
+    for a, b in ((inside, 1), (1, inside), (inside, Secret(1)), (Secret(inside), 1)):
+        assert Secret(a) == b
+    assert len(inside.made) == 4
+    assert all(own.owns(id(each)) for each in inside.made)
+    assert Secret(outside) == 1
+    assert not own.owns(id(outside.made[0]))
+    inside.answer = ValueError("no")
+    with pytest.raises(ValueError, match=r"^no$"):
+        assert Secret(inside) == 1
+    assert not own.owns(id(object()))
 
 
 def test_the_type_of_the_value_is_known() -> None:
