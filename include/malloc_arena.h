@@ -106,6 +106,10 @@ malloc_arena *malloc_arena_of (const void *p) MALLOC_ARENA_NOTHROW;
 #define MALLOC_ARENA_ISOLATED 0x80u   /* every allocation its own mapping, unmapped at free */
 #define MALLOC_ARENA_PROPERTIES 8
 
+/* Of MALLOC_ARENA_FORK_WIPED, never without it, and with its reason: the memory is not in a forked child
+ * at all, and a touch faults. */
+#define MALLOC_ARENA_FORK_REFUSED 0x100u
+
 /* What was asked of the kernel and what it gave, over all memory the arena holds at the moment of
  * the call: one page that could not be locked means MALLOC_ARENA_LOCKED is not obtained. */
 struct malloc_arena_receipt

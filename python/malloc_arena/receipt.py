@@ -20,7 +20,7 @@ _PROPERTIES = (
     "tagged",
     "isolated",
 )
-_WIPED, _KEPT = 1 << 2, 1 << 3
+_WIPED, _KEPT, _REFUSED = 1 << 2, 1 << 3, 1 << 8
 
 _TEXTS = {
     "locked": "locked, never swapped",
@@ -32,6 +32,7 @@ _TEXTS = {
 }
 _FORKS = {
     "wipe": "a forked child finds zeros",
+    "refuse": "a forked child has none of it, and a touch faults",
     "keep": "a forked child has its own copy, protected in the same way",
     "copy": "a forked child has an unprotected copy",
 }
@@ -47,8 +48,9 @@ class Receipt:
     """The names, among those below, of what was asked for."""
     locked: bool
     dump_excluded: bool
-    fork: Literal["wipe", "keep", "copy"]
-    """What a forked child finds: zeros, a protected copy, or an ordinary copy."""
+    fork: Literal["wipe", "keep", "refuse", "copy"]
+    """What a forked child finds: zeros, a protected copy, nothing (a touch faults), or an ordinary
+    copy."""
     guards: bool
     secretmem: bool
     tagged: bool
@@ -122,6 +124,12 @@ def _reason(name: str, error: int) -> str:
     return os.strerror(error) if error else "not given by this kernel"
 
 
+def _fork(obtained: int) -> Literal["wipe", "keep", "refuse", "copy"]:
+    if obtained & _REFUSED:
+        return "refuse"
+    return "wipe" if obtained & _WIPED else "keep" if obtained & _KEPT else "copy"
+
+
 def make_receipt(
     kind: int, requested: int, obtained: int, reasons: tuple[int, ...], mapped: int, locked: int
 ) -> Receipt:
@@ -142,7 +150,7 @@ def make_receipt(
         requested=tuple(names),
         locked=has("locked"),
         dump_excluded=has("dump_excluded"),
-        fork="wipe" if obtained & _WIPED else "keep" if obtained & _KEPT else "copy",
+        fork=_fork(obtained),
         guards=has("guards"),
         secretmem=has("secretmem"),
         tagged=has("tagged"),

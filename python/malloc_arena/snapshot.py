@@ -47,6 +47,7 @@ FLAGS = (
     "secretmem",
     "tagged",
     "isolated",
+    "fork_refused",
 )
 _EXTENT = struct.Struct("@PNNPPIIII")
 _ARENA, _HEAP, _SLAB, _LARGE, _SLOT, _GUARD = range(1, 7)
@@ -246,7 +247,10 @@ def make_arena(
 
 
 def flags_of(bits: int) -> tuple[str, ...]:
-    return tuple(name for number, name in enumerate(FLAGS) if bits >> number & 1)
+    names = (name for number, name in enumerate(FLAGS) if bits >> number & 1)
+    # In C what is not in a child counts as wiped there.
+    wiped = "fork_wiped" if bits >> FLAGS.index("fork_refused") & 1 else ""
+    return tuple(name for name in names if name != wiped)
 
 
 def _arenas(extents: Iterable[tuple[int, ...]], names: dict[int, str]) -> Iterator[Arena]:

@@ -23,6 +23,8 @@ requested (const malloc_arena *arena)
     properties |= MALLOC_ARENA_ISOLATED;
   properties |= arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT
                                                              : MALLOC_ARENA_FORK_WIPED;
+  if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
+    properties |= MALLOC_ARENA_FORK_REFUSED;
   return properties;
 }
 
@@ -47,6 +49,8 @@ ma_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
       if (refused)
         receipt->obtained &= ~property;
     }
+  if (!(receipt->obtained & MALLOC_ARENA_FORK_WIPED))
+    receipt->obtained &= ~MALLOC_ARENA_FORK_REFUSED;
 }
 
 struct sum

@@ -67,7 +67,8 @@ flags_of (const malloc_arena *arena, const struct ma_unit *unit)
     flags |= MALLOC_ARENA_SECRETMEM;
   if (unit->state & (MA_UNIT_FORK_WIPE | MA_UNIT_FORK_ABSENT)
       && arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
-    flags |= MALLOC_ARENA_FORK_WIPED;
+    flags |= MALLOC_ARENA_FORK_WIPED
+             | (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE ? MALLOC_ARENA_FORK_REFUSED : 0);
   else if (arena->fork_policy == MALLOC_ARENA_FORK_KEEP)
     flags |= MALLOC_ARENA_FORK_KEPT;
   return flags;

@@ -304,6 +304,7 @@ struct check_region
 {
   size_t held, present, locked;                       /* bytes, guards not counted */
   bool all_locked, all_undumped, all_wiped, all_kept; /* of the pages present */
+  bool all_absent;                                    /* in a child */
   bool sees_guards;                                   /* or there are none */
   int pagemap;
 };
@@ -341,6 +342,8 @@ check_add_mapping (const struct check_mapping *m, void *data)
     sum->all_locked = false;
   if (!check_flag (m, "dd"))
     sum->all_undumped = false;
+  if (!check_flag (m, "dc"))
+    sum->all_absent = false;
   if (check_flag (m, "wf") || check_flag (m, "dc"))
     sum->all_kept = false;
   else
@@ -381,6 +384,7 @@ check_region (void)
                               .all_undumped = true,
                               .all_wiped = true,
                               .all_kept = true,
+                              .all_absent = true,
                               .pagemap = open ("/proc/self/pagemap", O_RDONLY | O_CLOEXEC) };
   CHECK (sum.pagemap >= 0);
   sum.sees_guards = check_sees_guards (sum.pagemap);
@@ -435,6 +439,8 @@ check_honest (malloc_arena *arena)
     CHECK (truth.all_wiped);
   if (receipt.obtained & MALLOC_ARENA_FORK_KEPT)
     CHECK (truth.all_kept);
+  if (receipt.obtained & MALLOC_ARENA_FORK_REFUSED)
+    CHECK (truth.all_absent);
   CHECK_EQUAL (receipt.obtained & ~receipt.requested, 0);
   for (unsigned bit = 0; bit < MALLOC_ARENA_PROPERTIES; bit++)
     if (receipt.requested & ~receipt.obtained & 1u << bit)

@@ -75,10 +75,11 @@ _NAME = 32
 _DENSE = 2  # enum ma_unit_kind
 _GUARDED, _DUMPED, _FORK_WIPE, _FORK_ABSENT, _SECRET = 2, 4, 8, 16, 32  # a unit's state
 _LARGE_LIVE = 1
-_FORK_KEEP = 2  # enum malloc_arena_fork
+_FORK_KEEP, _FORK_REFUSE = 2, 3  # enum malloc_arena_fork
 _LOCKED, _UNDUMPED, _WIPED, _KEPT, _IS_GUARDED, _SECRETMEM, _, _ISOLATED = (
     1 << number for number in range(8)
 )
+_REFUSED = 1 << 8
 _HEAP_ISOLATED = 4
 _MOST = 1 << 20  # of anything in a list: what a running process shows may not end
 
@@ -167,15 +168,15 @@ class _Reader:
 
     def _arena(self, at: int) -> Arena:
         kind = self._u32(at + self._at["arena_kind"])
-        keeps = self._u32(at + self._at["arena_fork_policy"]) == _FORK_KEEP
+        policy = self._u32(at + self._at["arena_fork_policy"])
         name = fetch(self._source, at + self._at["arena_name"], _NAME).partition(b"\0")[0]
         heaps = [
-            self._heap(heap, kind, keeps)
+            self._heap(heap, kind, policy)
             for local in self._chain(self._field(at, "arena_locals"), "local_next")
             for heap in self._chain(self._field(local, "local_heaps"), "unit_heap_next")
         ]
         larges = [
-            self._large(unit, kind, keeps)
+            self._large(unit, kind, policy)
             for unit in self._chain(self._field(at, "arena_larges"), "unit_heap_next")
         ]
         return make_arena(
@@ -187,17 +188,19 @@ class _Reader:
             larges,
         )
 
-    def _flags(self, state: int, kind: int, keeps: bool) -> int:
+    def _flags(self, state: int, kind: int, policy: int) -> int:
         flags = _ISOLATED if kind & _HEAP_ISOLATED else 0
         if state & _SECRET or not (state & _DUMPED or self._dump_refused):
             flags |= _UNDUMPED
         if state & _SECRET:
             flags |= _SECRETMEM
-        if keeps:
+        if policy == _FORK_KEEP:
             return flags | _KEPT
-        return flags | (_WIPED if state & (_FORK_WIPE | _FORK_ABSENT) else 0)
+        if state & (_FORK_WIPE | _FORK_ABSENT):
+            flags |= _WIPED | (_REFUSED if policy == _FORK_REFUSE else 0)
+        return flags
 
-    def _heap(self, first: int, kind: int, keeps: bool) -> Heap:
+    def _heap(self, first: int, kind: int, policy: int) -> Heap:
         size = self._at["unit_size"]
         units = min(self._u32(first + self._at["unit_heap_units"]), _MOST)
         data = fetch(self._source, first, units * size)
@@ -205,14 +208,14 @@ class _Reader:
         for at in range(0, len(data) // size * size, size):
             unit = data[at : at + size]
             if unit[self._at["unit_kind"]] == _DENSE:
-                slabs.append(self._slab(unit, kind, keeps))
+                slabs.append(self._slab(unit, kind, policy))
         return Heap(self._field(first, "unit_base"), units * self._unit, tuple(slabs))
 
     def _of(self, unit: bytes, name: str, size: int) -> int:
         at = self._at[name]
         return int.from_bytes(unit[at : at + size], "little")
 
-    def _slab(self, unit: bytes, kind: int, keeps: bool) -> Slab:
+    def _slab(self, unit: bytes, kind: int, policy: int) -> Slab:
         base, slot = self._of(unit, "unit_base", 8), self._of(unit, "unit_slot", 2)
         avail, state = self._of(unit, "unit_avail", 2), self._of(unit, "unit_state", 1)
         opened, away = self._of(unit, "unit_opened", 1), self._of(unit, "unit_away", 2)
@@ -235,7 +238,7 @@ class _Reader:
                 states.append(LIVE)
                 size = int.from_bytes(sizes[2 * number : 2 * number + 2], "little")
                 asked.append(min(max(size - 1, 0), slot) if is_block else slot)
-        flags = self._flags(state, kind, keeps)
+        flags = self._flags(state, kind, policy)
         guarded = bool(state & (_GUARDED | _SECRET))
         flags |= _IS_GUARDED if guarded else 0
         whole = (1 << opened) - 1
@@ -254,12 +257,12 @@ class _Reader:
         first, last = offset // self._page, (offset + size - 1) // self._page
         return (2 << last) - (1 << first)
 
-    def _large(self, at: int, kind: int, keeps: bool) -> Large:
+    def _large(self, at: int, kind: int, policy: int) -> Large:
         unit = fetch(self._source, at, self._at["unit_size"])
         base = self._of(unit, "unit_base", 8)
         end = self._of(unit, "unit_end", 8)
         pages = self._of(unit, "unit_pages", 8) * self._page
-        flags = self._flags(self._of(unit, "unit_state", 1), kind, keeps) | _IS_GUARDED
+        flags = self._flags(self._of(unit, "unit_state", 1), kind, policy) | _IS_GUARDED
         flags |= _LOCKED if self._of(unit, "unit_is_locked", 4) else 0
         start = end - pages
         live = self._of(unit, "unit_large", 1) == _LARGE_LIVE

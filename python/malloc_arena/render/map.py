@@ -49,6 +49,7 @@ WORDS = {
     "secretmem": "secretmem",
     "tagged": "tagged",
     "isolated": "isolated",
+    "fork_refused": "absent at fork",
 }
 
 

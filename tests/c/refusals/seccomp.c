@@ -8,14 +8,14 @@ static struct refusal
 {
   const char *name;
   int call, advice;
-  unsigned lost; /* the property that cannot be had then */
+  unsigned lost; /* what cannot be had then, the property with the reason lowest */
   unsigned fork; /* policy */
 } refusals[] = {
   { "mlock2", SCMP_SYS (mlock2), -1, MALLOC_ARENA_LOCKED, 0 },
   { "dontdump", SCMP_SYS (madvise), MADV_DONTDUMP, MALLOC_ARENA_UNDUMPED, 0 },
   { "wipeonfork", SCMP_SYS (madvise), MADV_WIPEONFORK, MALLOC_ARENA_FORK_WIPED, 0 },
-  { "dontfork", SCMP_SYS (madvise), MADV_DONTFORK, MALLOC_ARENA_FORK_WIPED,
-    MALLOC_ARENA_FORK_REFUSE },
+  { "dontfork", SCMP_SYS (madvise), MADV_DONTFORK,
+    MALLOC_ARENA_FORK_WIPED | MALLOC_ARENA_FORK_REFUSED, MALLOC_ARENA_FORK_REFUSE },
   /* Guards, page return and filling have another way; nothing is lost. */
   { "guard", SCMP_SYS (madvise), ADVICE_GUARD_INSTALL, 0, 0 },
   { "dontneed", SCMP_SYS (madvise), MADV_DONTNEED, 0, 0 },

@@ -157,6 +157,9 @@ child_refused (void *data)
   struct blocks *b = data;
   CHECK_FAULTS (b->small);
   CHECK_FAULTS (b->large);
+  struct malloc_arena_receipt receipt = check_receipt (b->arena);
+  if (check_had (receipt, MALLOC_ARENA_FORK_WIPED, "absence after fork"))
+    CHECK (receipt.obtained & MALLOC_ARENA_FORK_REFUSED);
 }
 
 static void

@@ -60,7 +60,7 @@ same (const char *mode)
   else if (strcmp (mode, "refuse") == 0)
     {
       if (check_had (receipt, MALLOC_ARENA_FORK_WIPED, "absence after fork"))
-        CHECK (check_flag (&m, "dc"));
+        CHECK (check_flag (&m, "dc") && receipt.obtained & MALLOC_ARENA_FORK_REFUSED);
     }
   else if (strcmp (mode, "region") == 0)
     CHECK_EQUAL (check_bounds ().size, (size_t)1 << 30);

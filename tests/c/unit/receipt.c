@@ -71,7 +71,10 @@ follow (malloc_arena *arena, unsigned obtained)
           struct check_mapping m = check_mapping_of (blocks[i]);
           CHECK_EQUAL (check_flag (&m, "lo"), (obtained & MALLOC_ARENA_LOCKED) != 0);
           CHECK_EQUAL (check_flag (&m, "dd"), (obtained & MALLOC_ARENA_UNDUMPED) != 0);
-          CHECK_EQUAL (check_flag (&m, "wf"), (obtained & MALLOC_ARENA_FORK_WIPED) != 0);
+          bool is_absent = (obtained & MALLOC_ARENA_FORK_REFUSED) != 0;
+          CHECK_EQUAL (check_flag (&m, "dc"), is_absent);
+          CHECK_EQUAL (check_flag (&m, "wf"),
+                       (obtained & MALLOC_ARENA_FORK_WIPED) != 0 && !is_absent);
         }
     }
   expect (arena, obtained);
@@ -87,6 +90,23 @@ follow (malloc_arena *arena, unsigned obtained)
         expect (arena, obtained);
     }
   expect (arena, obtained);
+}
+
+static unsigned refusing; /* what is obtained of an arena that refuses its memory to children */
+
+static void
+child_follows (void *data)
+{
+  CHECK_EQUAL (check_receipt (data).mapped_bytes, 0);
+  follow (data, refusing);
+  char *p = malloc_arena (data, malloc, 100);
+  pid_t pid = fork ();
+  if (pid == 0)
+    {
+      CHECK_FAULTS (p);
+      _exit (0);
+    }
+  CHECK_EQUAL (check_wait (pid, -1).exit_code, 0);
 }
 
 static bool
@@ -108,7 +128,8 @@ main (int argc, char **argv)
   if (argc < 2)
     {
       /* One arena to a process, or the region's mappings are of several. */
-      static const char *const modes[] = { "secure", "isolated", "default", "keep", "off", "many" };
+      static const char *const modes[]
+          = { "secure", "isolated", "default", "keep", "refuse", "off", "many" };
       for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
         {
           struct check_outcome outcome = check_again (modes[i], NULL);
@@ -147,6 +168,16 @@ main (int argc, char **argv)
       malloc_arena *arena = malloc_arena_new (&options);
       CHECK (arena != NULL);
       follow (arena, (all & ~MALLOC_ARENA_FORK_WIPED) | MALLOC_ARENA_FORK_KEPT);
+    }
+  else if (strcmp (mode, "refuse") == 0)
+    {
+      options.fork = MALLOC_ARENA_FORK_REFUSE;
+      lost |= lost & MALLOC_ARENA_FORK_WIPED ? MALLOC_ARENA_FORK_REFUSED : 0;
+      malloc_arena *arena = malloc_arena_new (&options);
+      CHECK (arena != NULL);
+      refusing = all | (MALLOC_ARENA_FORK_REFUSED & ~lost);
+      follow (arena, refusing);
+      CHECK_EQUAL (check_child (child_follows, arena).exit_code, 0);
     }
   else if (strcmp (mode, "off") == 0)
     {

@@ -108,10 +108,11 @@ check_live (malloc_arena *arena)
 }
 
 static void
-step_by_step (unsigned kind)
+step_by_step (unsigned kind, unsigned fork_policy)
 {
   struct malloc_arena_options options
       = { .size = sizeof options, .kind = kind, .name = "walked", .limit = 64 << 20 };
+  options.fork = fork_policy;
   malloc_arena *arena = malloc_arena_new (&options);
   CHECK (arena != NULL);
   static void *blocks[300];
@@ -131,6 +132,9 @@ step_by_step (unsigned kind)
           struct check_mapping page = check_mapping_of (blocks[i]);
           CHECK_EQUAL ((slot->flags & MALLOC_ARENA_LOCKED) != 0, check_flag (&page, "lo"));
           CHECK_EQUAL ((slot->flags & MALLOC_ARENA_UNDUMPED) != 0, check_flag (&page, "dd"));
+          CHECK_EQUAL ((slot->flags & MALLOC_ARENA_FORK_REFUSED) != 0, check_flag (&page, "dc"));
+          CHECK_EQUAL ((slot->flags & MALLOC_ARENA_FORK_WIPED) != 0,
+                       check_flag (&page, "wf") || check_flag (&page, "dc"));
         }
     }
   for (size_t i = 0; i < count && !CHECK_SANITIZED; i++)
@@ -243,9 +247,10 @@ int
 main (void)
 {
   CHECK_EQUAL (malloc_arena_walk (NULL, extents, sizeof *extents, MOST), 0);
-  step_by_step (HEAP_DEFAULT);
-  step_by_step (HEAP_SECURE);
-  step_by_step (HEAP_SECURE | HEAP_ISOLATED);
+  step_by_step (HEAP_DEFAULT, 0);
+  step_by_step (HEAP_SECURE, 0);
+  step_by_step (HEAP_SECURE, MALLOC_ARENA_FORK_REFUSE);
+  step_by_step (HEAP_SECURE | HEAP_ISOLATED, 0);
   freed_elsewhere ();
   while_others_allocate ();
   errno = 0;

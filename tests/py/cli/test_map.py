@@ -38,6 +38,8 @@ del kept[::3]
 large = vault.buffer(20000)
 alone = get(HEAP_SECURE | HEAP_ISOLATED).buffer(100)
 ordinary = own.buffer(5000)
+absent = Arena(HEAP_SECURE, name="absent", fork="refuse")
+nowhere = absent.buffer(100), absent.buffer(20000)
 thread = threading.Thread(target=elsewhere.clear)
 thread.start()
 thread.join()
@@ -91,6 +93,8 @@ def test_inside_and_outside_see_the_same(child: Start, tmp_path: Path) -> None:
         assert arena.kernel_undumped == (arena.mapped if secure else 0)
         if "locked" in arena.flags:
             assert arena.kernel_locked == arena.mapped
+    absent = next(arena for arena in outside.arenas if arena.name == "absent")
+    assert [flag for flag in absent.flags if flag.startswith("fork")] == ["fork_refused"]
 
 
 def test_text_is_readable_at_80_columns_without_colour(child: Start, tmp_path: Path) -> None:
@@ -103,6 +107,7 @@ def test_text_is_readable_at_80_columns_without_colour(child: Start, tmp_path: P
     assert re.search(
         r'arena "secure"  HEAP_SECURE\n  locked, not dumped, kept at fork', done.stdout
     )
+    assert "\n  locked, not dumped, guards, absent at fork\n" in done.stdout
     assert re.search(r"by the kernel's flags: (\S+ \S+) locked, \1 not dumped", done.stdout)
     assert re.search(r"0x[0-9a-f]+ +\d+ B [#+.q]+\| \d+/\d+\n", done.stdout)
     assert re.search(r"large   \|?#\| 20,000 bytes, 20 KiB\n", done.stdout)

@@ -223,10 +223,11 @@ show(inside=inside, receipt=dataclasses.asdict(receipt), ordinary=id(ordinary))
         flags = set(mapping_of(maps, address).flags)
         assert ("lo" in flags) == receipt["locked"]
         assert ("dd" in flags) == receipt["dump_excluded"]
-        assert bool(flags & {"wf", "dc"}) == (receipt["fork"] == "wipe")
+        assert ("wf" in flags) == (receipt["fork"] == "wipe")
+        assert ("dc" in flags) == (receipt["fork"] == "refuse")
     assert receipt["locked"] == (name not in ("unlocked", "default"))
     assert receipt["dump_excluded"] == (name != "default")
-    assert receipt["fork"] == ("wipe" if name in ("wiped", "refused") else "keep")
+    assert receipt["fork"] == {"wiped": "wipe", "refused": "refuse"}.get(name, "keep")
     # Nor is there any other page in the region, live or freed, of which the receipt is not true.
     # Address space ahead of its use may be open before it is locked.
     present = resident(process.pid)

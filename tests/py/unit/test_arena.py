@@ -8,6 +8,7 @@ import gc
 import itertools
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import malloc_arena
-from conftest import empty, mappings, on_a_kernel
+from conftest import Child, empty, mappings, on_a_kernel
 from malloc_arena import (
     HEAP_DEFAULT,
     HEAP_ISOLATED,
@@ -112,6 +113,48 @@ def test_lock_off_is_said() -> None:
     assert receipt.locked_bytes == 0
     assert Arena(HEAP_DEFAULT).receipt.fork == "keep"
     assert Arena(HEAP_SECURE, fork="wipe").receipt.fork == "wipe"
+
+
+@on_a_kernel
+@pytest.mark.parametrize("kind", [HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED])
+def test_memory_that_a_child_does_not_have_is_said(child: Callable[..., Child], kind: int) -> None:
+    """In the parent and in the child, for what each of them holds."""
+    process = child(
+        f"""
+import dataclasses, signal
+def told():
+    receipt = arena.receipt
+    assert "yes  a forked child has none of it" in str(receipt)
+    return receipt.fork, receipt.complete, receipt.requested.count("fork"), receipt.mapped_bytes
+def ended(touch):
+    pid = os.fork()
+    if pid == 0:
+        faulthandler.disable()
+        touch()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+import faulthandler
+arena = Arena({kind}, name="r", fork="refuse")
+blocks = arena.buffer(8), arena.buffer(100_000)
+parent = told()
+ends = [ended(lambda: block[0]) for block in blocks]
+def below():
+    empty = told()
+    own = arena.buffer(8)
+    held = told()
+    own[0] = 7
+    show(parent=parent, empty=empty, held=held, ends=ends, grandchild=ended(lambda: own[0]))
+assert ended(below) == 0
+"""
+    )
+    shown = process.shown()
+    assert shown["parent"][:3] == shown["empty"][:3] == shown["held"][:3] == ["refuse", True, 1]
+    assert shown["parent"][3] > 100_000
+    assert shown["empty"][3] == 0
+    assert 0 < shown["held"][3] < 100_000
+    assert shown["ends"] == [-signal.SIGSEGV] * 2
+    assert shown["grandchild"] == -signal.SIGSEGV
+    process.ends()
 
 
 def test_refused_lock_is_said() -> None:
