@@ -141,8 +141,10 @@ struct malloc_arena_stats
 {
   size_t size; /* sizeof (struct malloc_arena_stats), set by the caller */
   size_t live_blocks;
-  size_t live_bytes;   /* as requested by the callers */
-  size_t peak_bytes;   /* most live bytes; with several threads, at most the sum of their peaks */
+  size_t live_bytes; /* as requested by the callers */
+  size_t
+      peak_bytes; /* no more lived at one time: the most of each thread's small blocks, and of all with pages of
+                        * their own, added up, but not more than the limit */
   size_t limit_bytes;  /* 0: none */
   size_t mapped_bytes; /* as in the receipt */
   size_t locked_bytes;

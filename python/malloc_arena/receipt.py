@@ -95,7 +95,7 @@ class Stats:
     live_blocks: int
     live_bytes: int
     """As requested by the callers."""
-    peak_bytes: int
+    peak_bytes: int  # no more lived at one time; small and large blocks, each at their most
     limit_bytes: int
     """0: no limit."""
     mapped_bytes: int

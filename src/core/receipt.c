@@ -32,8 +32,14 @@ void
 ma_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
 {
   receipt->requested = requested (arena);
-  receipt->mapped_bytes = atomic_load (&arena->mapped);
-  receipt->locked_bytes = atomic_load (&arena->locked);
+  /* Of the same moment: other threads take memory and give it back meanwhile. */
+  do
+    {
+      receipt->mapped_bytes = atomic_load (&arena->mapped);
+      receipt->locked_bytes = atomic_load (&arena->locked);
+    }
+  while (receipt->mapped_bytes != atomic_load (&arena->mapped)
+         || receipt->locked_bytes != atomic_load (&arena->locked));
   receipt->obtained = receipt->requested;
   for (unsigned i = 0; i < MALLOC_ARENA_PROPERTIES; i++)
     {
@@ -112,8 +118,11 @@ ma_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
   ma_arena_locals (arena, add, &sum);
   stats->live_blocks = sum.blocks + atomic_load (&arena->large_blocks);
   stats->live_bytes = sum.bytes + atomic_load (&arena->large_bytes);
-  stats->peak_bytes = sum.peak + atomic_load (&arena->large_peak);
   stats->limit_bytes = arena->limit;
+  /* Those of threads, and of large blocks, need not have been at one time. */
+  stats->peak_bytes = sum.peak + atomic_load (&arena->large_peak);
+  if (arena->limit != 0 && stats->peak_bytes > arena->limit)
+    stats->peak_bytes = arena->limit;
   stats->mapped_bytes = atomic_load (&arena->mapped);
   stats->locked_bytes = atomic_load (&arena->locked);
 }

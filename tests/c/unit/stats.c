@@ -114,6 +114,32 @@ worker (void *data)
   return NULL;
 }
 
+/* Small blocks and large ones at different times: more than lived, but not than may. */
+static void
+peak_in_limit (void)
+{
+  enum
+  {
+    LIMIT = 4 << 20
+  };
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_DEFAULT, .limit = LIMIT };
+  malloc_arena *limited = malloc_arena_new (&options);
+  CHECK (limited != NULL);
+  static char *small[LIMIT / 1000];
+  size_t n = 0;
+  for (; n < LIMIT / 1000 / 4 * 3; n++)
+    CHECK ((small[n] = malloc_arena (limited, malloc, 1000)) != NULL);
+  CHECK (check_stats (limited).peak_bytes >= n * 1000);
+  while (n > 0)
+    free (small[--n]);
+  char *large = malloc_arena (limited, malloc, LIMIT / 4 * 3);
+  CHECK (large != NULL);
+  CHECK_EQUAL (check_stats (limited).peak_bytes, LIMIT);
+  free (large);
+  CHECK_EQUAL (malloc_arena_delete (limited), 0);
+}
+
 int
 main (void)
 {
@@ -151,5 +177,6 @@ main (void)
   CHECK_EQUAL (errno, EINVAL);
   stats.size = sizeof stats;
   CHECK_EQUAL (malloc_arena_stats (NULL, &stats), -1);
+  peak_in_limit ();
   return 0;
 }
