@@ -94,9 +94,10 @@ CAUSES = (
     ),
     Cause(
         "caches of the library",
-        "Compiled patterns (`re`), patterns of names (`fnmatch`), split URLs (`urllib.parse`), "
-        "lines (`linecache`), any `functools.lru_cache`, attributes by name (CPython's type "
-        "cache): alive, in the arena, until something else takes their place.",
+        "Compiled patterns (`re`), formats of dates (`time.strptime`), patterns of names "
+        "(`fnmatch`), split URLs (`urllib.parse`), lines (`linecache`), any "
+        "`functools.lru_cache`, attributes by name (CPython's type cache): alive, in the arena, "
+        "until something else takes their place.",
         "`scope(sweep=True)`",
         (("inside", "scope"),),
         (

@@ -91,8 +91,8 @@ class Arena(_core.Arena):
     def sweep(self) -> None:
         """Empties the places where CPython and its library keep dead or cached values: free lists
         and garbage (by a full collection, which is nearly all of the time it takes), compiled
-        regular expressions, parsed URLs, what functools.lru_cache keeps of arenas, the type cache,
-        lines of source, warnings, sys.last_*."""
+        regular expressions, date formats, parsed URLs, what functools.lru_cache keeps of arenas,
+        the type cache, lines of source, warnings, sys.last_*."""
         _core._outside(_sweep)
 
     def buffer(self, size: int) -> _core.SecretBuffer:

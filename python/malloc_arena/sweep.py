@@ -53,6 +53,7 @@ def _sweep() -> None:
     _last_error()
     gc.collect()  # first, as finalizers may fill what is emptied below
     _patterns_and_urls()
+    _dates(is_ours)
     _lru_caches(is_ours)
     _sources(is_ours)
     _warnings(is_ours)
@@ -73,6 +74,16 @@ def _patterns_and_urls() -> None:
     for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
         if module in sys.modules:
             getattr(sys.modules[module], name)()
+
+
+def _dates(is_ours: Any) -> None:
+    """The formats of time.strptime, each with its pattern."""
+    # Not under the module's lock, which this thread may hold: in a finalizer, or a signal handler.
+    # What is under it looks a format up, and puts it in, in one step each.
+    cache = getattr(sys.modules.get("_strptime"), "_regex_cache", {})
+    for form, pattern in list(cache.items()):
+        if is_ours(form) or is_ours(pattern):
+            cache.pop(form, None)
 
 
 def _lru_caches(is_ours: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _strptime
 import functools
 import gc
 import linecache
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ KEEPERS = {
     "pattern": "import re; re.search(text(), 'x')",
     "template": "import re; re.sub('y', text() + chr(92) + 'g<0>', 'xy')",
     "url": "import urllib.parse; urllib.parse.urlsplit('//' + text() + '/')",
+    "date": "import time; time.strptime('2020' + text(), '%Y' + text())",
     "match": "import fnmatch; fnmatch.fnmatch('x', text())",
     "argument": "cached(text())",
     "arguments": "cached(1, key=[*map(str, [text()])][0])",
@@ -182,18 +185,32 @@ def test_what_is_not_of_an_arena_stays(own: Arena) -> None:
         first = settings()  # made inside, but an object of the program's
     length("outside")
     linecache.getlines(__file__)
+    time.strptime("2020", "%Y")
     warnings.warn("a warning of the test's", stacklevel=1)
     own.sweep()
     assert settings() is first
     length("outside")
     assert len(calls) == 2
     assert __file__ in linecache.cache
+    assert "%Y" in _strptime._regex_cache  # type: ignore[attr-defined]
     with own:
         length("".join(["in", "side"]))
     own.sweep()
     length("outside")
     assert len(calls) == 4
     calls.clear()
+
+
+def test_sweep_while_a_date_is_read(own: Arena) -> None:
+    """As in a signal handler, or a finalizer: the lock of that module is this thread's."""
+    form = "%Y inside"
+    with own:
+        time.strptime("2020 inside", form)
+        kept = _strptime._regex_cache[form]  # type: ignore[attr-defined]
+    assert own.owns(id(kept))
+    with _strptime._cache_lock:  # type: ignore[attr-defined]
+        own.sweep()
+    assert form not in _strptime._regex_cache  # type: ignore[attr-defined]
 
 
 def test_sweep_in_a_scope_makes_nothing_there(own: Arena) -> None:
