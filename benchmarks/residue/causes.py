@@ -118,9 +118,11 @@ CAUSES = (
     ),
     Cause(
         "interned for ever",
-        "CPython 3.12 makes interned strings immortal: names of attributes, `sys.intern`, and "
-        "the parts of a path that `pathlib` interns. They stay alive in the arena, locked.",
-        "do not make a secret a name or a path; Python 3.11 or 3.13",
+        "CPython 3.12 makes interned strings immortal: names of attributes, `sys.intern`, the "
+        "parts of a path that `pathlib` interns, and string constants of compiled code that look "
+        "like names (`eval`, `exec`, an imported module). 3.13 does so only with names in compiled "
+        "code, and with such constants of a `.pyc`. They stay alive in the arena, locked.",
+        "do not make a secret a name, a path or a constant of code; Python 3.11",
         tuple(("inside", mode) for mode in ("scope", "sweep", "run")),
         ("str_intern", "attribute_name", "file_named"),
     ),

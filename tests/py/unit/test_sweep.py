@@ -201,6 +201,67 @@ def test_what_is_not_of_an_arena_stays(own: Arena) -> None:
     calls.clear()
 
 
+@pytest.mark.parametrize(
+    ("source", "versions"),
+    [
+        ("setattr(type('T', (), {}), name, 1)", {12}),
+        ("import sys; sys.intern(name)", {12}),
+        ("import pathlib; pathlib.PurePath('/' + name).name", {12}),
+        ("exec(f'{name} = 1', {})", {12, 13}),
+        ("eval(repr(name), {})", {12}),
+        ("import marshal; marshal.loads(marshal.dumps(compile(repr(name), '', 'eval')))", {12, 13}),
+        ("eval(repr(name + ' '), {})", set()),
+        ("import ast; ast.literal_eval(repr(name))", set()),
+        ('import json; json.loads(\'{"%s": "%s"}\' % (name, name))', set()),
+    ],
+)
+def test_what_is_interned_for_ever(
+    child: Callable[..., Child], source: str, versions: set[int]
+) -> None:
+    """No sweep reaches it: docs/threat-model.md says in which Python."""
+    process = child(
+        MAKE
+        + f"""
+import gc, sys
+vault = get(HEAP_SECURE)
+def work(name):
+    {source}
+for text in (lambda: "warm", lambda: "n" + make().hex()):
+    before = vault.stats().live_blocks
+    with vault.scope(sweep=True): work(text())
+    gc.collect()
+show(left=vault.stats().live_blocks - before)
+"""
+    )
+    assert process.shown()["left"] == (sys.version_info[1] in versions)
+    process.ends()
+
+
+def test_hash_modules_have_a_malloc_of_their_own(child: Callable[..., Child]) -> None:
+    """CPython's, from 3.12 on; random.Random uses one: docs/threat-model.md says so."""
+    process = child(
+        MAKE
+        + """
+import hashlib, random
+vault = get(HEAP_SECURE)
+def work(function):
+    text = "x" * 24 + make().decode() + "x" * 24
+    function(text)
+random.Random("warm"); hashlib.sha512(b"warm").digest()
+with vault.scope(sweep=True): work(lambda text: hashlib.sha512(text.encode()).digest())
+show()
+with vault.scope(sweep=True): work(random.Random)
+show()
+"""
+    )
+    process.shown()
+    assert hits(process) == ()
+    process.go_on()
+    process.shown()
+    assert bool(hits(process)) == (sys.version_info >= (3, 12))
+    process.ends()
+
+
 def test_sweep_while_a_date_is_read(own: Arena) -> None:
     """As in a signal handler, or a finalizer: the lock of that module is this thread's."""
     form = "%Y inside"
