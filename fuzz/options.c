@@ -82,7 +82,11 @@ read_size (const char *text, size_t *value)
     return 0;
   if (*at != '\0')
     {
-      int shift = strchr ("kK", *at) ? 10 : strchr ("mM", *at) ? 20 : strchr ("gG", *at) ? 30 : 0;
+      int shift = strchr ("kK", *at)   ? 10
+                  : strchr ("mM", *at) ? 20
+                  : strchr ("gG", *at) ? 30
+                  : strchr ("tT", *at) ? 40
+                                       : 0;
       if (shift == 0 || at[1] != '\0')
         return 0;
       sum <<= shift;

@@ -45,7 +45,7 @@ size_value (const char *text, size_t length, size_t least, size_t most, size_t *
     return 0;
   if (i < length)
     {
-      static const char units[] = "KMG";
+      static const char units[] = "KMGT";
       const char *unit = memchr (units, text[i] & ~0x20, sizeof units - 1);
       if (unit == NULL || i + 1 != length)
         return 0;
@@ -70,7 +70,7 @@ bad (const char *option, size_t length, const char *allowed, size_t least, size_
   char low[24];
   char high[24];
   ma_fatal ("bad option: ", text, " (allowed: ", ma_decimal (low, least), " to ",
-            ma_decimal (high, most), " bytes, K, M and G are understood)", NULL);
+            ma_decimal (high, most), " bytes, K, M, G and T are understood)", NULL);
 }
 
 static void

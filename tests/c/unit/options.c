@@ -150,6 +150,8 @@ main (int argc, char **argv)
   works ("region", "region_size=1G");
   works ("region", "region_size=1073741824");
   works ("region", "region_size=1048576k");
+  works ("get", "region_size=1T");
+  works ("get", "region_size=1t");
   works ("get", "heap_size=64K");
   works ("get", "heap_size=64M");
   works ("threshold", "isolate_threshold=128");
@@ -169,6 +171,8 @@ main (int argc, char **argv)
   refused ("heap_size=-1", "heap_size=-1", "65536");
   refused ("heap_size=99999999999999999999", "heap_size=99999999999999999999", "65536");
   refused ("limit=18014398509481984K", "limit=18014398509481984K", "4096");
+  refused ("region_size=2T", "region_size=2T", "K, M, G and T");
+  refused ("limit=16777216T", "limit=16777216T", "4096");
   refused ("colour=red", "colour=red", "isolate_threshold");
   refused ("LOCK=off", "LOCK=off", "lock");
   return 0;
