@@ -48,8 +48,8 @@ typedef struct malloc_arena malloc_arena;
 #define HEAP_SECRETMEM 8u /* with HEAP_SECURE: backed by memfd_secret(2) */
 
 /* The process's arena of that kind; the same handle at every call. NULL with errno: ENOTSUP (this
- * kernel or CPU lacks it), EINVAL (no such kind), ENOMEM, EPERM (policy lock=require and the kernel
- * refused the lock). */
+ * kernel or CPU lacks it), EINVAL (no such kind), ENOMEM, ENOSPC (the process has 256 arenas), EPERM
+ * (policy lock=require and the kernel refused the lock). */
 malloc_arena *malloc_arena_get (unsigned kind) MALLOC_ARENA_NOTHROW;
 
 /* Policies of an arena; 0 always means "as MALLOC_ARENA_OPTIONS says, else the default". */
@@ -73,13 +73,15 @@ struct malloc_arena_options
   unsigned lock;            /* enum malloc_arena_lock, or 0 */
   unsigned fork;            /* enum malloc_arena_fork, or 0 */
   const char *name;         /* copied, up to 31 bytes; NULL: the kind's name */
-  size_t limit;             /* most bytes the arena may hold from the kernel; 0: no limit */
+  size_t limit;             /* most bytes the arena may hold from the kernel, a page at least;
+                               0: no limit */
   size_t isolate_threshold; /* requests from this size up get their own pages; 0: half a page,
                                60 KiB for HEAP_DEFAULT */
   size_t heap_size;         /* bytes taken from the region at once, 64 KiB to 64 MiB; 0: 1 MiB */
 };
 
-/* An arena of one's own. NULL with errno as malloc_arena_get. */
+/* An arena of one's own. NULL with errno as malloc_arena_get. A process has at most 256 at a time,
+ * those of malloc_arena_get and of Python among them: then ENOSPC, until one is deleted. */
 malloc_arena *malloc_arena_new (const struct malloc_arena_options *options) MALLOC_ARENA_NOTHROW;
 
 /* Ends an arena that malloc_arena_new made and gives back all its memory. -1 with errno: EBUSY (an

@@ -76,15 +76,24 @@ def unavailable(error: int, kind: int) -> ArenaUnavailable:
         )
     if error == _errno.ENOMEM:
         return ArenaUnavailable(
-            f"there is no memory or address space for an arena of {name}, or for one arena more",
-            "Raise RLIMIT_AS (ulimit -v), RLIMIT_MEMLOCK (ulimit -l) or limit=, or close arenas "
-            "that are not used",
+            f"there is no memory or address space for an arena of {name}",
+            "Raise RLIMIT_AS (ulimit -v), RLIMIT_MEMLOCK (ulimit -l) or the memory limit of the "
+            "container, or close arenas that are not used",
+        )
+    if error == _errno.ENOSPC:
+        return ArenaUnavailable(
+            f"there is no place for an arena of {name}: the process has 256, and that is the most",
+            "Close arenas that are not used (close()); those whose objects are gone end by "
+            "themselves, once nothing is alive in them",
         )
     if error == _errno.EINVAL:
+        import resource
+
+        page = resource.getpagesize()
         return ArenaUnavailable(
             f"{name} with these options is not something an arena can be",
             "Combine HEAP_ISOLATED and HEAP_SECRETMEM with HEAP_SECURE; heap_size is 64 KiB to "
-            "64 MiB; isolate_threshold is 16 to 16384; a limit is at least a page",
+            f"64 MiB; isolate_threshold is 16 to 16384; a limit is at least a page, {page} bytes",
         )
     import os
 

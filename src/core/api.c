@@ -55,6 +55,8 @@ complete (struct malloc_arena_options *options)
     options->lock = process->lock;
   if (options->fork == 0)
     options->fork = options->kind & HEAP_SECURE ? process->fork : MALLOC_ARENA_FORK_KEEP;
+  if (options->limit != 0 && options->limit < MA_PAGE)
+    return EINVAL;
   if (options->limit == 0)
     options->limit = process->limit;
   if (options->isolate_threshold == 0)

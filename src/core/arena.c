@@ -744,7 +744,8 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
   for (unsigned i = 0; i < MA_ARENAS && place == MA_ARENAS; i++)
     if (ma_arena_table[(table_next + i) % MA_ARENAS] == NULL)
       place = (table_next + i) % MA_ARENAS;
-  malloc_arena *arena = place != MA_ARENAS ? take_arena () : NULL;
+  int is_full = place == MA_ARENAS;
+  malloc_arena *arena = is_full ? NULL : take_arena ();
   if (arena)
     {
       memset (arena, 0, sizeof *arena);
@@ -780,7 +781,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
   pthread_mutex_unlock (&table_lock);
   if (arena == NULL)
     {
-      errno = ENOMEM;
+      errno = is_full ? ENOSPC : ENOMEM;
       return NULL;
     }
   /* What the kernel gives is seen by trying: the receipt is true from the first moment, and

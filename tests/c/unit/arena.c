@@ -138,6 +138,8 @@ bad_options (void)
   bad = good, bad.lock = 4, refused (bad);
   bad = good, bad.fork = 4, refused (bad);
   bad = good, bad.heap_size = 1000, refused (bad);
+  bad = good, bad.limit = 1, refused (bad);
+  bad = good, bad.limit = CHECK_PAGE - 1, refused (bad);
   bad = good, bad.heap_size = (size_t)1 << 30, refused (bad);
 }
 
@@ -185,6 +187,34 @@ limits (void)
           }
         CHECK_EQUAL (malloc_arena_delete (arena), 0);
       }
+}
+
+/* As many as there may be, those of malloc_arena_get among them; one that ends makes room. */
+static void
+too_many (void)
+{
+  enum
+  {
+    MOST = 256
+  };
+  struct malloc_arena_options options = { .size = sizeof options, .name = "one of many" };
+  malloc_arena *arenas[MOST];
+  unsigned count = 0;
+  errno = 0;
+  while (count < MOST && (arenas[count] = malloc_arena_new (&options)) != NULL)
+    count++;
+  CHECK (count > MOST - 16);
+  CHECK_EQUAL (errno, ENOSPC);
+  errno = 0;
+  CHECK (malloc_arena_new (&options) == NULL);
+  CHECK_EQUAL (errno, ENOSPC);
+  /* What there is already goes on. */
+  CHECK (malloc_arena_get (HEAP_SECURE) != NULL);
+  CHECK_EQUAL (malloc_arena_delete (arenas[--count]), 0);
+  arenas[count] = malloc_arena_new (&options);
+  CHECK (arenas[count] != NULL);
+  for (unsigned i = 0; i <= count; i++)
+    CHECK_EQUAL (malloc_arena_delete (arenas[i]), 0);
 }
 
 static void *
@@ -275,6 +305,7 @@ main (void)
   own_arenas ();
   bad_options ();
   limits ();
+  too_many ();
   nesting ();
   return 0;
 }

@@ -8,6 +8,7 @@ import gc
 import itertools
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -68,6 +69,32 @@ def test_bad_options(arguments: dict[str, Any]) -> None:
         Arena(HEAP_SECURE, **arguments)
     with pytest.raises(TypeError):
         Arena(HEAP_SECURE, "positional")  # type: ignore[call-arg]
+
+
+def test_a_limit_is_a_page_at_least() -> None:
+    page = resource.getpagesize()
+    with pytest.raises(ArenaUnavailable, match=f"a limit is at least a page, {page} bytes"):
+        Arena(HEAP_SECURE, limit=100)
+    Arena(HEAP_SECURE, limit=page).close()
+
+
+def test_as_many_arenas_as_there_may_be(child: Callable[..., Child]) -> None:
+    child(
+        """
+from malloc_arena import HEAP_DEFAULT, Arena, ArenaUnavailable
+kept = []
+try:
+    while True: kept.append(Arena(HEAP_DEFAULT))
+except ArenaUnavailable as error:
+    assert "the process has 256" in error.reason and "close()" in error.fix, error
+    assert "RLIMIT" not in str(error), error
+assert 250 < len(kept) <= 256, len(kept)
+kept.pop().close()
+kept.append(Arena(HEAP_DEFAULT))
+kept.clear()
+kept += [Arena(HEAP_DEFAULT) for _ in range(250)]
+"""
+    ).ends()
 
 
 @on_a_kernel
