@@ -124,13 +124,33 @@ def _untagged(name: str) -> ArenaUnavailable:
     )
 
 
-def exhausted(name: str, limit: int, held: int, live: int, blocks: int, locked: int) -> str:
-    """Why an arena gives no more memory."""
+def exhausted(
+    name: str,
+    limit: int,
+    held: int,
+    live: int,
+    blocks: int,
+    locked: int,
+    requested: int,
+    region: int,
+) -> str:
+    """Why an arena gives no more memory. REQUESTED is 0 where it is not known; REGION are all
+    arenas' addresses."""
     state = f"now it holds {held} bytes ({locked} locked), {live} of them in {blocks} live blocks"
-    if limit:
+    if requested:
+        state = f"{requested} more were asked for, and {state}"
+    or_less = "or drop what is still alive in it" if blocks else "or ask for less at once"
+    if limit and requested > limit:
         return (
-            f'arena "{name}" is at its limit of {limit} bytes: {state}. Raise limit=, or drop what '
-            "is still alive in it"
+            f'arena "{name}" has a limit of {limit} bytes, and {requested} were asked for at once. '
+            "Raise limit="
+        )
+    if limit:
+        return f'arena "{name}" is at its limit of {limit} bytes: {state}. Raise limit=, {or_less}'
+    if requested >= region:
+        return (
+            f'arena "{name}" cannot give {requested} bytes: all arenas together have {region} '
+            f"bytes of address space. {_raise_region(requested)}"
         )
     reason = f'arena "{name}" gets no more memory from the kernel: {state}'
     used, most = _mappings()
@@ -141,10 +161,24 @@ def exhausted(name: str, limit: int, held: int, live: int, blocks: int, locked: 
         )
     if _may_lock(locked):
         return (
-            f"{reason}. Raise RLIMIT_AS (ulimit -v) or the memory limit of the container, or drop "
-            "what is still alive in it"
+            f"{reason}. Raise RLIMIT_AS (ulimit -v) or the memory limit of the container, "
+            f"{or_less}. If it is more than all arenas together have addresses for, {region} "
+            f"bytes: {_raise_region(region)}"
         )
     return f'{reason}; RLIMIT_MEMLOCK is {lock_limit()}. {_RAISE_LOCK_LIMIT}, or use lock="prefer"'
+
+
+def _raise_region(least: int) -> str:
+    """How there is room for more than so many bytes."""
+    import resource
+
+    if least >= 1 << 40:
+        return "There can be no more than 1T"
+    gigabytes = 1 << (least + least // 8 >> 30).bit_length()
+    how = f"start the program with MALLOC_ARENA_OPTIONS=region_size={min(gigabytes, 1024)}G"
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return f"Raise RLIMIT_AS (ulimit -v), and {how}"
+    return how[0].upper() + how[1:]
 
 
 def _mappings() -> tuple[int, int]:

@@ -122,18 +122,27 @@ choice (PyObject *word, const char *key, const char *const *words)
   return -1;
 }
 
+/* The integer in *OUT, which stays as it is for NULL; 0, or -1 with ValueError, which begins with RULE. */
 static int
-to_size (PyObject *number, void *out)
+to_size (PyObject *number, const char *rule, size_t *out)
 {
+  if (number == NULL)
+    return 0;
   size_t size = PyLong_Check (number) ? PyLong_AsSize_t (number) : (size_t)-1;
   if (size == (size_t)-1)
     {
       PyErr_Clear ();
-      PyErr_Format (PyExc_ValueError, "a size must be an integer from 0 up, not %R", number);
-      return 0;
+      PyErr_Format (PyExc_ValueError, "%s, not %R", rule, number);
+      return -1;
     }
-  *(size_t *)out = size;
-  return 1;
+  *out = size;
+  return 0;
+}
+
+static int
+to_kind (PyObject *number, size_t *out)
+{
+  return to_size (number, "kind must be HEAP_ flags, as HEAP_SECURE", out);
 }
 
 static PyObject *
@@ -146,11 +155,22 @@ arena_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
   struct malloc_arena_options options = { .size = sizeof options };
   PyObject *lock = Py_None;
   PyObject *fork_policy = Py_None;
-  size_t kind;
-  if (!PyArg_ParseTupleAndKeywords (args, kwargs, "O&|$zO&OOO&O&:Arena", keywords, to_size, &kind,
-                                    &options.name, to_size, &options.limit, &lock, &fork_policy,
-                                    to_size, &options.isolate_threshold, to_size,
-                                    &options.heap_size))
+  PyObject *kind_number;
+  PyObject *limit = NULL;
+  PyObject *threshold = NULL;
+  PyObject *heap_size = NULL;
+  size_t kind = 0;
+  if (!PyArg_ParseTupleAndKeywords (args, kwargs, "O|$zOOOOO:Arena", keywords, &kind_number,
+                                    &options.name, &limit, &lock, &fork_policy, &threshold,
+                                    &heap_size)
+      || to_kind (kind_number, &kind) == -1
+      || to_size (limit, "limit must be an integer from 0 up (0 is none), in bytes", &options.limit)
+             == -1
+      || to_size (threshold, "isolate_threshold must be an integer from 0 up, in bytes",
+                  &options.isolate_threshold)
+             == -1
+      || to_size (heap_size, "heap_size must be an integer from 0 up, in bytes", &options.heap_size)
+             == -1)
     return NULL;
   int lock_choice = choice (lock, "lock", locks);
   int fork_choice = lock_choice == -1 ? -1 : choice (fork_policy, "fork", forks);
@@ -169,8 +189,8 @@ arena_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static PyObject *
 arena_shared (PyObject *type, PyObject *number)
 {
-  size_t kind;
-  if (!to_size (number, &kind))
+  size_t kind = 0;
+  if (to_kind (number, &kind) == -1)
     return NULL;
   if (kind >= KINDS)
     return core_unavailable (EINVAL, KINDS);

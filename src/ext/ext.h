@@ -99,8 +99,9 @@ void scope_sweep_always (void);
 PyObject *core_error (const char *class_name, const char *format, ...);
 /* ArenaUnavailable for an arena of KIND that the library refused with ERROR. Returns NULL. */
 PyObject *core_unavailable (int error, unsigned kind);
-/* Why HANDLE gives no more memory, as a MemoryError's message; NULL with an exception. */
-PyObject *core_exhausted (malloc_arena *handle);
+/* Why HANDLE does not give REQUESTED bytes (0: not known how many), as a MemoryError's message; NULL with
+ * an exception. */
+PyObject *core_exhausted (malloc_arena *handle, size_t requested);
 
 /* Installs the hooks if they are not. 0, or -1 with an exception. */
 int pyhooks_install (void);

@@ -57,7 +57,7 @@ core_unavailable (int error, unsigned kind)
 }
 
 PyObject *
-core_exhausted (malloc_arena *handle)
+core_exhausted (malloc_arena *handle, size_t requested)
 {
   struct malloc_arena_stats stats = { .size = sizeof stats };
   malloc_arena_stats (handle, &stats);
@@ -65,10 +65,10 @@ core_exhausted (malloc_arena *handle)
   PyObject *make = errors_attribute ("exhausted");
   PyObject *message = NULL;
   if (make != NULL)
-    message = PyObject_CallFunction (make, "snnnnn", malloc_arena_name (handle),
-                                     (Py_ssize_t)stats.limit_bytes, (Py_ssize_t)stats.mapped_bytes,
-                                     (Py_ssize_t)stats.live_bytes, (Py_ssize_t)stats.live_blocks,
-                                     (Py_ssize_t)stats.locked_bytes);
+    message = PyObject_CallFunction (
+        make, "snnnnnnn", malloc_arena_name (handle), (Py_ssize_t)stats.limit_bytes,
+        (Py_ssize_t)stats.mapped_bytes, (Py_ssize_t)stats.live_bytes, (Py_ssize_t)stats.live_blocks,
+        (Py_ssize_t)stats.locked_bytes, (Py_ssize_t)requested, (Py_ssize_t)ma_region.size);
   Py_XDECREF (make);
   malloc_arena_leave (NULL);
   return message;

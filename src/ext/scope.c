@@ -67,7 +67,7 @@ check_frame (void)
 static void
 raise_exhausted (malloc_arena *handle)
 {
-  PyObject *message = core_exhausted (handle);
+  PyObject *message = core_exhausted (handle, 0);
   if (message != NULL)
     PyErr_SetObject (PyExc_MemoryError, message);
   Py_XDECREF (message);
@@ -138,7 +138,7 @@ explain (malloc_arena *handle, PyObject *error)
   PyObject *args = PyObject_GetAttrString (error, "args");
   if (args != NULL && PyTuple_Check (args) && PyTuple_GET_SIZE (args) == 0)
     {
-      PyObject *message = core_exhausted (by);
+      PyObject *message = core_exhausted (by, 0);
       PyObject *filled = message ? PyTuple_Pack (1, message) : NULL;
       if (filled != NULL)
         PyObject_SetAttrString (error, "args", filled);

@@ -54,6 +54,29 @@ def test_kinds_that_are_none(kind: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("limit", None),
+        ("limit", -1),
+        ("limit", 1 << 70),
+        ("heap_size", "1M"),
+        ("isolate_threshold", 2.5),
+    ],
+)
+def test_a_size_that_is_none_is_named(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument} must be an integer .*, not .*{value}"):
+        Arena(HEAP_SECURE, **{argument: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [-1, "secure", None, 2.5])
+def test_a_kind_that_is_no_number(kind: Any) -> None:
+    for make in (malloc_arena.get, Arena):
+        with pytest.raises(ValueError, match=r"^kind must be HEAP_ flags, .*, not ") as error:
+            make(kind)
+        assert str(error.value).endswith(repr(kind))
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         {"lock": "maybe"},

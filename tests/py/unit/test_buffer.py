@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import malloc_arena
-from conftest import memory, on_a_kernel, wiped
+from conftest import Child, memory, on_a_kernel, wiped
 from malloc_arena import HEAP_DEFAULT, HEAP_SECURE, Arena, ArenaError, SecretBuffer
 
 
@@ -162,8 +163,18 @@ def test_bad_arguments() -> None:
 
 def test_limit() -> None:
     arena = Arena(HEAP_SECURE, name="small", limit=64 * 1024)
-    with pytest.raises(MemoryError, match=r'arena "small" is at its limit of 65536 bytes'):
+    with pytest.raises(MemoryError) as error:
         arena.buffer(1 << 20)
+    assert str(error.value) == (
+        'arena "small" has a limit of 65536 bytes, and 1048576 were asked for at once. Raise limit='
+    )
+    with arena.buffer(40000), pytest.raises(MemoryError) as error:
+        arena.buffer(40000)
+    assert re.match(
+        r'arena "small" is at its limit of 65536 bytes: 40000 more were asked for, and now it '
+        r"holds \d+ bytes \(\d+ locked\), 40000 of them in 1 live blocks. Raise limit=, or drop ",
+        str(error.value),
+    )
     with arena.buffer(4096) as key:
         assert arena.owns(key.address or 0)
         with pytest.raises(ArenaError, match="1 blocks"):
@@ -171,6 +182,28 @@ def test_limit() -> None:
     arena.close()
     with pytest.raises(ArenaError, match="closed"):
         arena.buffer(1)
+
+
+def test_more_than_all_addresses(child: Callable[..., Child]) -> None:
+    script = """
+from malloc_arena import HEAP_DEFAULT
+try:
+    buffer = get(HEAP_DEFAULT).buffer(3 << 30)
+except MemoryError as error:
+    show(message=str(error), length=0)
+else:
+    show(message="", length=len(buffer))
+"""
+    small = child(script, MALLOC_ARENA_OPTIONS="region_size=1G")
+    assert small.shown()["message"] == (
+        'arena "default" cannot give 3221225472 bytes: all arenas together have 1073741824 bytes '
+        "of address space. Start the program with MALLOC_ARENA_OPTIONS=region_size=4G"
+    )
+    small.ends()
+    large = child(script, MALLOC_ARENA_OPTIONS="region_size=4G")
+    assert large.shown()["length"] == 3 << 30
+    large.process.kill()  # not wiped: that would need the memory
+    large.process.communicate()
 
 
 def test_a_buffer_keeps_its_arena() -> None:
