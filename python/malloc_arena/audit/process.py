@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import time
@@ -122,6 +123,11 @@ class Process:
                 self._resume()
         except OSError as error:
             self._close()
+            if error.errno == errno.ESRCH or not self._proc.exists():
+                raise CannotLook(
+                    f"there is no process {self.pid}",
+                    "it has ended, or /proc does not show it (another PID namespace, hidepid=)",
+                ) from error
             raise CannotLook(
                 f"process {self.pid} cannot be read: {os.strerror(error.errno or 0)}",
                 "run as its owner or root, with CAP_SYS_PTRACE in a container, "

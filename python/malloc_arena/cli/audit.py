@@ -41,7 +41,7 @@ class Audit:
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.usage = "malloc-arena audit [options] (--pid N | --core FILE | -- program ...)"
         what = parser.add_argument_group("what to search")
-        what.add_argument("--pid", type=_positive, metavar="N", help="a process that runs")
+        what.add_argument("--pid", type=_process, metavar="N", help="a process that runs")
         what.add_argument(
             "--core", type=Path, metavar="FILE", help="a core file, or any file of raw memory"
         )
@@ -108,22 +108,28 @@ class Audit:
         return 1 if report.outside() else 0
 
 
-def _positive(text: str) -> int:
-    if int(text) <= 0:
-        raise ValueError(text)
+def _process(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a process is a number from 1 up, not {text!r}")
     return int(text)
 
 
 def _seconds(text: str) -> float:
-    if not 0.01 <= float(text) <= 1e6:
-        raise argparse.ArgumentTypeError("at least 0.01 seconds")
-    return float(text)
+    return _from(0.01, text, "at least 0.01 seconds")
 
 
 def _milliseconds(text: str) -> float:
-    if not 1 <= float(text) <= 1e6:
-        raise argparse.ArgumentTypeError("at least 1 millisecond")
-    return float(text) / 1000
+    return _from(1, text, "at least 1 millisecond") / 1000
+
+
+def _from(least: float, text: str, rule: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not least <= value <= 1e6:
+        raise argparse.ArgumentTypeError(rule)
+    return value
 
 
 def _secret(options: argparse.Namespace) -> bytes:

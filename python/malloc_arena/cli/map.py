@@ -75,9 +75,13 @@ class Map:
 
 
 def _seconds(text: str) -> float:
-    if not 0.05 <= float(text) <= 1e6:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0.05 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError("at least 0.05 seconds")
-    return float(text)
+    return seconds
 
 
 def _refuse(message: str) -> int:

@@ -380,8 +380,17 @@ def test_usage_and_what_cannot_be_looked_at(token: Path, tmp_path: Path) -> None
         done = audit(*arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert "usage: malloc-arena audit" in done.stderr
+    for option, value, said in (
+        ("--pid", "no", "a process is a number from 1 up, not 'no'"),
+        ("--pid", "0", "a process is a number from 1 up, not '0'"),
+        ("--max-pause", "no", "at least 1 millisecond"),
+        ("--every", "no", "at least 0.01 seconds"),
+    ):
+        done = audit(*given, option, value)
+        assert done.returncode == 2
+        assert f"argument {option}: {said}\n" in done.stderr
     for arguments, said in (
-        ((*given, "--pid", str(2**22 - 1)), "cannot be read"),
+        ((*given, "--pid", str(2**22 - 1)), f"there is no process {2**22 - 1}: "),
         ((*given, "--core", tmp_path / "none"), "No such file"),
         ((*given, "--", str(tmp_path / "none")), "No such file"),
         ((*given, "--trace", "--", "true"), "--trace cannot look into true"),

@@ -176,7 +176,7 @@ def test_usage_and_what_cannot_be_looked_at(tmp_path: Path) -> None:
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
     for arguments, said in (
-        (("--pid", str(2**22 - 1)), "cannot be read"),
+        (("--pid", str(2**22 - 1)), f"there is no process {2**22 - 1}: "),
         ((tmp_path / "none",), "No such file"),
         ((other,), "is no snapshot"),
     ):
