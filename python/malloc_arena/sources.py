@@ -111,12 +111,17 @@ def from_env(  # noqa: F811
 ) -> _core.SecretBuffer | str:
     """An environment variable, which is gone then: removed from os.environ and from the environment
     of C, and wiped where it was, also in what others see in /proc/PID/environ. KeyError if there is
-    no such variable. The parent process, and children started before, have their own copies."""
+    no such variable. After any other error it is as it was. The parent process, and children
+    started before, have their own copies."""
+
+    def finish(buffer: _core.SecretBuffer) -> _core.SecretBuffer | str:
+        return _finish(buffer, as_str, False, arena)
+
     start, end = _start_block()
-    buffer = _core._take_environment(os.fsencode(name), os.environb, arena, start, end)
-    if buffer is None:
+    secret = _core._take_environment(os.fsencode(name), os.environb, arena, start, end, finish)
+    if secret is None:
         raise KeyError(name)
-    return _finish(buffer, as_str, False, arena)
+    return secret
 
 
 @overload

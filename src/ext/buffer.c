@@ -416,10 +416,11 @@ wipe_start_block (char *start, char *end, const char *name, size_t length)
     }
 }
 
-/* (name, os.environb, arena, start, end): the value of the environment variable NAME (bytes) in a
- * SecretBuffer, None if there is no such variable. It is wiped in the C library's environment, in the
- * block that the process started with, which is from START to END (0, 0: unknown), and in the object
- * that os.environ holds, unless others hold it too; and the variable is removed. */
+/* (name, os.environb, arena, start, end, finish): what FINISH makes of a SecretBuffer with the value of the
+ * environment variable NAME (bytes), None if there is no such variable. Unless that raises, the value is
+ * wiped in the C library's environment, in the block that the process started with, which is from START to
+ * END (0, 0: unknown), and in the object that os.environ holds, unless others hold it too; and the variable
+ * is removed. */
 PyObject *
 buffer_of_environment (PyObject *module, PyObject *args)
 {
@@ -429,7 +430,8 @@ buffer_of_environment (PyObject *module, PyObject *args)
   PyObject *arena;
   unsigned long long start;
   unsigned long long end;
-  if (!PyArg_ParseTuple (args, "y#OOKK", &name, &length, &environb, &arena, &start, &end))
+  PyObject *finish;
+  if (!PyArg_ParseTuple (args, "y#OOKKO", &name, &length, &environb, &arena, &start, &end, &finish))
     return NULL;
   PyTypeObject *type = ((struct core_state *)PyModule_GetState (module))->buffer_type;
   PyObject *value = PyObject_CallMethod (environb, "get", "y", name);
@@ -451,6 +453,13 @@ buffer_of_environment (PyObject *module, PyObject *args)
       return NULL;
     }
   memcpy (((struct buffer_object *)buffer)->data, data, (size_t)size);
+  PyObject *result = PyObject_CallOneArg (finish, buffer);
+  Py_DECREF (buffer);
+  if (result == NULL)
+    {
+      Py_DECREF (value);
+      return NULL;
+    }
   for (char **entry = environ; entry != NULL && *entry != NULL; entry++)
     if (is_entry_of (*entry, name, (size_t)length))
       ma_wipe (*entry + length + 1, strlen (*entry + length + 1));
@@ -464,6 +473,6 @@ buffer_of_environment (PyObject *module, PyObject *args)
     ma_wipe (PyBytes_AS_STRING (value), (size_t)size);
   Py_DECREF (value);
   if (removed == NULL)
-    Py_CLEAR (buffer);
-  return buffer;
+    Py_CLEAR (result);
+  return result;
 }

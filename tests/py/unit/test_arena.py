@@ -500,7 +500,7 @@ OPERATIONS: list[Callable[[Arena], object]] = [
     lambda own: _core._outside(int, "x"),
     lambda own: _core._outside(own.__enter__),
     lambda own: _core._equal("a", "b"),
-    lambda own: _core._take_environment(b"PATH_NOT", {}, None, 0, 0),
+    lambda own: _core._take_environment(b"PATH_NOT", {}, None, 0, 0, id),
 ]
 
 

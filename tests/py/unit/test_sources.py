@@ -135,6 +135,37 @@ assert sources.from_env("HELD") == b"somebody has it" and held == b"somebody has
     ).ends()
 
 
+def test_from_env_that_fails_leaves_the_variable(child: Callable[..., Child]) -> None:
+    child(
+        """
+import ctypes, gc
+from malloc_arena import Arena
+libc = ctypes.CDLL(None)
+libc.getenv.restype = ctypes.c_char_p
+def fails(error, name, **options):
+    value = os.environb[name.encode()]
+    try:
+        sources.from_env(name, **options)
+    except error:
+        pass
+    else:
+        raise AssertionError(name)
+    assert os.environb[name.encode()] == libc.getenv(name.encode()) == value
+tiny = Arena(HEAP_SECURE, limit=16384)
+os.environb[b"BYTES"] = b"not UTF-8: \\xff"
+os.environ["LONG"] = "x" * 100_000
+os.environ["HALF"] = "x" * 8_300  # there is room for the bytes, not for the text as well
+fails(malloc_arena.ArenaError, "BYTES", as_str=True)
+for as_str in (False, True): fails(MemoryError, "LONG", arena=tiny, as_str=as_str)
+fails(MemoryError, "HALF", arena=tiny, as_str=True)
+gc.collect()
+tiny.close()
+assert sources.from_env("BYTES") == b"not UTF-8: \\xff"
+assert "BYTES" not in os.environ
+"""
+    ).ends()
+
+
 @pytest.mark.parametrize(("options", "kind"), FORMS)
 def test_from_command(tmp_path: Path, child: Callable[..., Child], options: str, kind: str) -> None:
     file = tmp_path / "secret"
