@@ -23,6 +23,8 @@ class Secret(Generic[T]):
     __slots__ = ("__weakref__", "_value")
 
     def __init__(self, value: T) -> None:
+        if hasattr(self, "_value"):
+            raise AttributeError("a Secret does not change")
         object.__setattr__(self, "_value", value)
 
     def reveal(self) -> T:

@@ -80,6 +80,8 @@ def test_does_not_change() -> None:
     secret = Secret("a")
     with pytest.raises(AttributeError):
         secret._value = "b"  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="does not change"):
+        secret.__init__("b")  # type: ignore[misc]
     with pytest.raises(AttributeError):
         secret.other = "b"  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):
