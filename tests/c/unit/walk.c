@@ -36,7 +36,8 @@ check_shape (void)
   for (size_t i = 0; i < count; i++)
     {
       const struct malloc_arena_extent *at = &extents[i];
-      char *from = at->address, *to = from + at->bytes;
+      char *from = at->address;
+      char *to = from != NULL ? from + at->bytes : NULL; /* an arena has no address */
       switch (at->type)
         {
         case MALLOC_ARENA_EXTENT_ARENA: heap = in = NULL; break;
