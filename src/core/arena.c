@@ -686,6 +686,7 @@ in_child (void)
             ma_slab_after_fork (local);
         }
       restore_larges (arena);
+      ma_range_inherited (arena);
       for (struct ma_local *local = arena->locals; local; local = local->next)
         ma_range_after_fork (local);
     }

@@ -396,6 +396,14 @@ void
 ma_range_forked (void)
 {
   atomic_store (&warm_locked, 0);
+  atomic_store (&ranges, 0);
+}
+
+void
+ma_range_inherited (const malloc_arena *arena)
+{
+  for (const struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
+    atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
 }
 
 void

@@ -33,8 +33,10 @@ void ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages);
 int ma_range_crowded (void);
 /* What is ready back to the kernel; whether there was anything. Lock held. */
 int ma_range_flush (struct ma_local *local);
-/* In a forked child, first: the kernel has locked nothing there. */
+/* In a forked child, first: the kernel has locked nothing there, and no range is known to be there. */
 void ma_range_forked (void);
+/* Of each arena, once the list of its ranges is what the child has. */
+void ma_range_inherited (const malloc_arena *arena);
 /* And then: what is ready but could not be had again is not used any more. */
 void ma_range_after_fork (struct ma_local *local);
 

@@ -173,9 +173,46 @@ with_many (unsigned kind)
   CHECK (mappings () <= before);
 }
 
+/* In a child, the ranges that it has: those that its parent alone has are no reason to put a large block into a slab,
+ * where no guard follows it. */
+enum
+{
+  CROWD = 8300
+};
+
+static void
+child_has_few (void *data)
+{
+  char *p = malloc_arena (data, malloc, CHECK_PAGE);
+  CHECK (p != NULL);
+  CHECK_FAULTS (p + CHECK_PAGE);
+  free (p);
+}
+
+static void
+forked (void)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .fork = MALLOC_ARENA_FORK_REFUSE };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  for (size_t i = 0; i < CROWD; i++)
+    CHECK ((many[i] = malloc_arena (arena, malloc, CHECK_PAGE)) != NULL);
+  CHECK_READABLE (many[CROWD - 1] + CHECK_PAGE); /* the control: in a slab */
+  CHECK_EQUAL (check_child (child_has_few, arena).exit_code, 0);
+  for (size_t i = 0; i < CROWD; i++)
+    free (many[i]);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (int argc, char **argv)
 {
+  if (argc > 1 && strcmp (argv[1], "forked") == 0)
+    {
+      forked ();
+      return 0;
+    }
   if (argc > 1 && strncmp (argv[1], "many", 4) == 0)
     {
       with_many (strcmp (argv[1], "many isolated") == 0 ? HEAP_SECURE | HEAP_ISOLATED
@@ -189,8 +226,8 @@ main (int argc, char **argv)
     }
   if (check_emulated ())
     check_skip ("mappings are counted by the kernel below the emulator, with its own");
-  static const char *const kinds[] = { "secure", "isolated", "many", "many isolated" };
-  for (unsigned i = 0; i < 4; i++)
+  static const char *const kinds[] = { "secure", "isolated", "many", "many isolated", "forked" };
+  for (unsigned i = 0; i < 5; i++)
     {
       struct check_outcome outcome = check_again (kinds[i], NULL);
       if (outcome.exit_code == CHECK_SKIP_CODE)
