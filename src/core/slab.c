@@ -773,8 +773,12 @@ ma_slab_after_fork (struct ma_local *local)
   struct ma_unit *heap = local->heaps;
   for (; heap; heap = heap->heap_next)
     for (uint32_t i = 0; i < heap->heap_units; i++)
-      if (heap[i].kind == MA_UNIT_IDLE && heap[i].state & MA_UNIT_FORK_WIPE)
-        heap[i].state &= (uint8_t)~MA_UNIT_GUARDED;
+      if (heap[i].kind == MA_UNIT_IDLE)
+        {
+          atomic_store (&heap[i].queued, 0); /* one that was closed since may have been */
+          if (heap[i].state & MA_UNIT_FORK_WIPE)
+            heap[i].state &= (uint8_t)~MA_UNIT_GUARDED;
+        }
   restore_idle (local);
   heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)

@@ -252,6 +252,72 @@ with_threads (unsigned policy)
     pthread_join (threads[i], NULL);
 }
 
+/* Another thread may queue a slab for a block that the owner has just taken in, and then closed the slab: some rounds
+ * in a hundred end so. In a child, which has no such queue, what others free there must reach the owner again. */
+enum
+{
+  RACES = 200,
+  PASSED = 2
+};
+static char *passed[PASSED];
+static _Atomic unsigned turn; /* odd: the other thread's */
+
+static void *
+free_passed (void *data)
+{
+  for (unsigned seen = 0; !stop;)
+    if (turn != seen)
+      {
+        for (unsigned i = 0; i < PASSED; i++)
+          free (passed[i]);
+        seen = turn + 1;
+        turn = seen;
+      }
+  return data;
+}
+
+static void
+child_takes_back (void *data)
+{
+  malloc_arena *arena = data;
+  pthread_t thread;
+  stop = false;
+  turn = 0;
+  for (unsigned i = 0; i < PASSED; i++)
+    passed[i] = malloc_arena (arena, malloc, 1000);
+  CHECK_EQUAL (pthread_create (&thread, NULL, free_passed, NULL), 0);
+  turn = 1;
+  while (turn != 2)
+    ;
+  stop = true;
+  pthread_join (thread, NULL);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_stats (arena).mapped_bytes, 0);
+}
+
+static void
+closed_while_queued (void)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_SECURE };
+  malloc_arena *arena = malloc_arena_new (&options);
+  pthread_t thread;
+  stop = false;
+  turn = 0;
+  CHECK_EQUAL (pthread_create (&thread, NULL, free_passed, NULL), 0);
+  for (unsigned n = 0; n < RACES; n++)
+    {
+      for (unsigned i = 0; i < PASSED; i++)
+        passed[i] = malloc_arena (arena, malloc, 1000);
+      turn = turn + 1;
+      while (turn % 2)
+        malloc_arena_trim (arena);
+      CHECK_EQUAL (check_child (child_takes_back, arena).exit_code, 0);
+    }
+  stop = true;
+  pthread_join (thread, NULL);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -288,5 +354,6 @@ main (void)
   with_threads (MALLOC_ARENA_FORK_WIPE);
   with_threads (MALLOC_ARENA_FORK_KEEP);
   with_threads (MALLOC_ARENA_FORK_REFUSE);
+  closed_while_queued ();
   return 0;
 }
