@@ -629,8 +629,6 @@ restore_larges (malloc_arena *arena)
           if (arena->is_isolated && is_freed)
             os_close (start, bytes);
         }
-      else if (unit->is_locked)
-        unit->is_locked = ma_heap_lock_again (arena, start, bytes, unit->state);
       ma_heap_fork_done (unit);
     }
   if (arena->fork_policy != MALLOC_ARENA_FORK_REFUSE)
@@ -639,6 +637,18 @@ restore_larges (malloc_arena *arena)
   atomic_store (&arena->mapped, 0);
   atomic_store (&arena->large_blocks, 0);
   atomic_store (&arena->large_bytes, 0);
+}
+
+/* After all secret memory is there again: that would be lost where the limit is met, and this is only unlocked. */
+static void
+lock_again (malloc_arena *arena)
+{
+  for (struct ma_local *local = arena->locals; local; local = local->next)
+    ma_slab_lock_again (local);
+  for (struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
+    if (unit->is_locked && !(unit->state & MA_UNIT_SECRET))
+      unit->is_locked = ma_heap_lock_again (arena, ma_range_start (unit),
+                                            unit->pages << MA_PAGE_SHIFT, unit->state);
 }
 
 /* The child has one thread, no locks on its memory, and no guards in memory that was wiped. */
@@ -687,9 +697,14 @@ in_child (void)
         }
       restore_larges (arena);
       ma_range_inherited (arena);
-      for (struct ma_local *local = arena->locals; local; local = local->next)
-        ma_range_after_fork (local);
     }
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (ma_arena_table[i])
+      {
+        lock_again (ma_arena_table[i]);
+        for (struct ma_local *local = ma_arena_table[i]->locals; local; local = local->next)
+          ma_range_after_fork (local);
+      }
 }
 
 /* ---- arenas ---- */

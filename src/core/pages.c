@@ -133,6 +133,20 @@ ma_pages_recall (struct ma_unit *unit)
   return 1;
 }
 
+void
+ma_pages_lock_again (struct ma_unit *unit)
+{
+  uint16_t locked = unit->locked;
+  unit->locked = 0;
+  FOR_RUNS (locked, from, to)
+  {
+    char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+    size_t bytes = (size_t)(to - from) << MA_PAGE_SHIFT;
+    if (ma_heap_lock_again (unit->local->arena, p, bytes, unit->state))
+      unit->locked |= page_bits (from, to);
+  }
+}
+
 /* Where pages are large and slots are small not all have slots, as their number is bounded. */
 unsigned
 ma_pages_most (const struct ma_unit *unit)

@@ -46,6 +46,8 @@ void ma_pages_discard (struct ma_unit *unit, uint16_t pages);
 /* Has some of the pages that are away present again, and their slots to be had; of vast slots all.
  * 0 where the arena's limit does not allow it. */
 int ma_pages_recall (struct ma_unit *unit);
+/* In a forked child: locks what was locked in the parent, no more. */
+void ma_pages_lock_again (struct ma_unit *unit);
 /* Pages of a slab that have slots. */
 unsigned ma_pages_most (const struct ma_unit *unit);
 

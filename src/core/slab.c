@@ -785,16 +785,8 @@ ma_slab_after_fork (struct ma_local *local)
     {
       if (unit->state & MA_UNIT_SECRET)
         restore_secret (arena, unit);
-      else
-        {
-          if (unit->state & MA_UNIT_FORK_WIPE && unit->state & MA_UNIT_GUARDED)
-            os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
-          if (unit->locked)
-            unit->locked = ma_heap_lock_again (arena, unit->base,
-                                               (size_t)unit->opened << MA_PAGE_SHIFT, unit->state)
-                               ? page_bits (0, unit->opened)
-                               : 0;
-        }
+      else if (unit->state & MA_UNIT_FORK_WIPE && unit->state & MA_UNIT_GUARDED)
+        os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
       uint64_t remote = 0;
       for (unsigned at = 0; at < MA_WORDS; at++)
         remote |= atomic_load (&unit->remote[at]);
@@ -806,6 +798,15 @@ ma_slab_after_fork (struct ma_local *local)
         }
     }
   ma_slab_forked (local);
+}
+
+void
+ma_slab_lock_again (struct ma_local *local)
+{
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    if (!(unit->state & MA_UNIT_SECRET))
+      ma_pages_lock_again (unit);
 }
 
 void

@@ -39,8 +39,10 @@ int ma_slab_has_object (const struct ma_unit *unit, unsigned slot);
 /* Around a fork, in the parent: copies of secret memory that the child is to have, and gone again. */
 void ma_slab_before_fork (struct ma_local *local);
 void ma_slab_forked (struct ma_local *local);
-/* In a forked child: guards, locks, queues and counts as they must be for the one thread there. */
+/* In a forked child: guards, queues and counts as they must be for the one thread there, and secret memory; and
+ * then the locks of the rest. */
 void ma_slab_after_fork (struct ma_local *local);
+void ma_slab_lock_again (struct ma_local *local);
 
 /* Live blocks and *BYTES of them, what other threads freed not counted. Exact while the owner is
  * quiet. */

@@ -235,6 +235,92 @@ child (void *data)
   free (malloc_arena (arena, malloc, 100));
 }
 
+/* A child has the limit that its parent has: what was locked there is, and secret memory is secret, whatever else
+ * would be locked if it could. */
+struct inherited
+{
+  malloc_arena *hidden, *ordinary;
+  char *small, *large;
+  size_t locked; /* of the ordinary arena */
+};
+
+enum
+{
+  SMALL = 100,
+  LARGE = 20000
+};
+
+static bool
+make_inherited (struct inherited *b, unsigned fork_policy, unsigned lock_policy)
+{
+  struct malloc_arena_options options = { .size = sizeof options,
+                                          .kind = HEAP_SECURE | HEAP_SECRETMEM,
+                                          .fork = fork_policy,
+                                          .lock = lock_policy };
+  b->hidden = malloc_arena_new (&options);
+  if (b->hidden == NULL && errno == ENOTSUP)
+    return false;
+  CHECK (b->hidden != NULL);
+  b->small = malloc_arena (b->hidden, malloc, SMALL);
+  b->large = malloc_arena (b->hidden, malloc, LARGE);
+  memset (b->small, 0x61, SMALL);
+  memset (b->large, 0x61, LARGE);
+  free (malloc_arena (b->hidden, malloc, LARGE)); /* one that waits for its next use */
+  CHECK (check_receipt (b->hidden).obtained & MALLOC_ARENA_SECRETMEM);
+  return true;
+}
+
+static void
+child_near_limit (void *data)
+{
+  struct inherited *b = data;
+  struct malloc_arena_receipt receipt = check_receipt (b->hidden);
+  int byte = receipt.requested & MALLOC_ARENA_FORK_KEPT ? 0x61 : 0;
+  CHECK (check_all (b->small, byte, SMALL));
+  CHECK (check_all (b->large, byte, LARGE));
+  CHECK_EQUAL (receipt.obtained, receipt.requested);
+  CHECK_EQUAL (check_receipt (b->ordinary).locked_bytes, b->locked);
+  free (b->small);
+  free (b->large);
+  free (malloc_arena (b->hidden, malloc, SMALL));
+  free (malloc_arena (b->ordinary, malloc, SMALL));
+}
+
+/* Slabs with pages on both sides of the limit. Of what is locked LEFT bytes are given back before the fork. */
+static void
+near_limit (unsigned fork_policy, size_t left)
+{
+  check_memlock (256 << 10);
+  struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_SECURE };
+  struct inherited b = { .ordinary = malloc_arena_new (&options) };
+  if (!make_inherited (&b, fork_policy, MALLOC_ARENA_LOCK_PREFER))
+    return;
+  char *p = left != 0 ? malloc_arena (b.ordinary, malloc, left) : NULL;
+  for (unsigned i = 0; i < 200; i++)
+    CHECK (malloc_arena (b.ordinary, malloc, 2000) != NULL);
+  struct malloc_arena_receipt receipt = check_receipt (b.ordinary);
+  CHECK (!(receipt.obtained & MALLOC_ARENA_LOCKED));
+  free (p);
+  malloc_arena_trim (b.ordinary);
+  b.locked = check_receipt (b.ordinary).locked_bytes;
+  CHECK_EQUAL (check_child (child_near_limit, &b).exit_code, 0);
+}
+
+static void
+near_limit_wiped (void)
+{
+  near_limit (MALLOC_ARENA_FORK_WIPE, 0);
+}
+
+static const struct
+{
+  const char *mode;
+  void (*run) (void);
+  size_t lines; /* said by it and its children */
+} forks[] = {
+  { "fork near the limit", near_limit_wiped, 1 },
+};
+
 int
 main (int argc, char **argv)
 {
@@ -275,6 +361,15 @@ main (int argc, char **argv)
             dprintf (STDERR_FILENO, "%s: exit %d, said: %s\n", mode, outcome.exit_code,
                      outcome.text);
           }
+      for (unsigned i = 0; i < sizeof forks / sizeof *forks && most.rlim_max >= ENOUGH; i++)
+        {
+          struct check_outcome outcome = check_again (forks[i].mode, NULL);
+          if (outcome.exit_code == 0 && check_count (outcome.text, "\n") == forks[i].lines)
+            continue;
+          wrong++;
+          dprintf (STDERR_FILENO, "%s: exit %d, said: %s\n", forks[i].mode, outcome.exit_code,
+                   outcome.text);
+        }
       if (most.rlim_max >= ENOUGH)
         {
           struct check_outcome outcome = check_again ("secret", NULL);
@@ -306,6 +401,12 @@ main (int argc, char **argv)
       locked_later ();
       return 0;
     }
+  for (unsigned i = 0; i < sizeof forks / sizeof *forks; i++)
+    if (strcmp (argv[1], forks[i].mode) == 0)
+      {
+        forks[i].run ();
+        return 0;
+      }
   unsigned kind, policy;
   size_t limit;
   CHECK_EQUAL (sscanf (argv[1], "%u %u %zu", &kind, &policy, &limit), 3);
