@@ -619,13 +619,13 @@ restore_larges (malloc_arena *arena)
           /* Freed since it was copied: not that. */
           if (is_freed)
             ma_heap_fork_done (unit);
-          if (ma_heap_fork_restore (arena, unit, start, bytes) == 0)
-            atomic_fetch_add (&arena->locked, bytes);
-          else
+          if (ma_heap_fork_restore (arena, unit, start, bytes) != 0)
             {
               unit->is_locked = 0;
               unit->state &= (uint8_t)(is_freed ? ~MA_UNIT_OPEN : ~0);
             }
+          else if (unit->state & MA_UNIT_SECRET)
+            atomic_fetch_add (&arena->locked, bytes);
           if (arena->is_isolated && is_freed)
             os_close (start, bytes);
         }

@@ -122,6 +122,16 @@ warn_unsecret (malloc_arena *arena, int error)
 }
 
 static void
+warn_unkept (malloc_arena *arena, int error)
+{
+  static _Atomic int said;
+  if (atomic_exchange (&said, 1))
+    return;
+  ma_warn ("memfd_secret refused: a forked child has no copy of blocks of arena \"", arena->name,
+           "\", and faults where it touches one (", errno_name (error), ")", NULL);
+}
+
+static void
 warn_unlocked (malloc_arena *arena, int error)
 {
   static _Atomic int said;
@@ -138,6 +148,24 @@ warn_unlocked (malloc_arena *arena, int error)
            bytes == SIZE_MAX ? "" : " bytes", "): raise it with ulimit -l, LimitMEMLOCK= or",
            " docker --ulimit memlock, or set ",
            is_required ? "lock=prefer to go on unlocked" : "lock=require to fail instead", NULL);
+}
+
+static int
+open_ordinary (malloc_arena *arena, void *p, size_t size, uint8_t *state)
+{
+  if (!(*state & MA_UNIT_OPEN))
+    {
+      int refused = arena->is_tagged ? os_open_tagged (p, size) : os_open (p, size);
+      /* Of other errors tags are not the cause, and what has them keeps them. */
+      if (refused == EINVAL && arena->is_tagged)
+        ma_heap_refused (arena, MALLOC_ARENA_TAGGED, ENOTSUP);
+      if (refused)
+        return refused;
+      *state |= MA_UNIT_OPEN;
+    }
+  set_dump (arena, p, size, state);
+  set_fork (arena, p, size, state);
+  return 0;
 }
 
 int
@@ -159,19 +187,7 @@ ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
         return EPERM;
       warn_unsecret (arena, refused);
     }
-  if (!(*state & MA_UNIT_OPEN))
-    {
-      int refused = arena->is_tagged ? os_open_tagged (p, size) : os_open (p, size);
-      /* Of other errors tags are not the cause, and what has them keeps them. */
-      if (refused == EINVAL && arena->is_tagged)
-        ma_heap_refused (arena, MALLOC_ARENA_TAGGED, ENOTSUP);
-      if (refused)
-        return refused;
-      *state |= MA_UNIT_OPEN;
-    }
-  set_dump (arena, p, size, state);
-  set_fork (arena, p, size, state);
-  return 0;
+  return open_ordinary (arena, p, size, state);
 }
 
 int
@@ -281,14 +297,23 @@ ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t
   int refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
                 : unit->fork_copy < 0 ? -unit->fork_copy
                                       : os_open_secret (p, size);
-  if (refused)
+  if (refused == 0)
+    return 0;
+  ma_heap_refused (arena, MALLOC_ARENA_SECRETMEM, refused);
+  if (unit->fork_copy != 0)
     {
-      ma_heap_refused (arena, MALLOC_ARENA_SECRETMEM, refused);
-      ma_heap_refused (arena,
-                       arena->fork_policy == MALLOC_ARENA_FORK_KEEP ? MALLOC_ARENA_FORK_KEPT
-                                                                    : MALLOC_ARENA_FORK_WIPED,
-                       refused);
+      ma_heap_refused (arena, MALLOC_ARENA_FORK_KEPT, refused);
+      warn_unkept (arena, refused);
+      return refused;
     }
+  /* The next rung, as above: nothing is in it that was secret. */
+  warn_unsecret (arena, refused);
+  uint8_t state = 0;
+  refused = open_ordinary (arena, p, size, &state);
+  if (refused)
+    ma_heap_refused (arena, MALLOC_ARENA_FORK_WIPED, refused);
+  else
+    unit->state = state;
   return refused;
 }
 

@@ -736,7 +736,8 @@ restore_secret (malloc_arena *arena, struct ma_unit *unit)
 {
   if (ma_heap_fork_restore (arena, unit, unit->base, slab_bytes (arena)) == 0)
     {
-      atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
+      if (unit->state & MA_UNIT_SECRET)
+        atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
       if (unit->fork_copy > 0)
         wipe_free (unit);
       return;
