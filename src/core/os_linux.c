@@ -421,6 +421,22 @@ os_open_secret (void *p, size_t size)
   return refused;
 }
 
+/* Writes SIZE bytes into the file, STEP at a time: so many are locked twice meanwhile. 0 or an errno. */
+static int
+fill_secret (int file, const char *p, size_t size, size_t step)
+{
+  for (size_t at = 0; at < size; at += step)
+    {
+      size_t n = size - at < step ? size - at : step;
+      void *copy = mmap (NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, file, (off_t)at);
+      if (copy == MAP_FAILED)
+        return errno;
+      memcpy (copy, p + at, n);
+      munmap (copy, n);
+    }
+  return 0;
+}
+
 int
 os_secret_copy (const void *p, size_t size)
 {
@@ -428,17 +444,13 @@ os_secret_copy (const void *p, size_t size)
   int file = secret_file (size);
   if (file >= 0)
     {
-      void *copy = mmap (NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-      if (copy == MAP_FAILED)
+      int refused = fill_secret (file, p, size, size);
+      if (refused)
+        refused = fill_secret (file, p, size, MA_PAGE);
+      if (refused)
         {
-          int refused = errno;
           close (file);
           file = -refused;
-        }
-      else
-        {
-          memcpy (copy, p, size);
-          munmap (copy, size);
         }
     }
   errno = saved;

@@ -375,6 +375,13 @@ near_limit_wiped (void)
   near_limit (MALLOC_ARENA_FORK_WIPE, 0);
 }
 
+/* A copy is made page by page where no more can be locked beside the original. */
+static void
+near_limit_kept (void)
+{
+  near_limit (MALLOC_ARENA_FORK_KEEP, 4 * CHECK_PAGE);
+}
+
 static void
 with_less_preferred (void)
 {
@@ -394,6 +401,7 @@ static const struct
   size_t lines; /* said by it and those of its children whose parent has not said so */
 } forks[] = {
   { "fork near the limit", near_limit_wiped, 1 },
+  { "fork near the limit, kept", near_limit_kept, 1 },
   { "fork with less", with_less_preferred, 4 },
   { "fork with less, required", with_less_required, 4 },
 };
