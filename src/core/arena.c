@@ -622,7 +622,7 @@ restore_larges (malloc_arena *arena)
           if (ma_heap_fork_restore (arena, unit, start, bytes) != 0)
             {
               unit->is_locked = 0;
-              unit->state &= (uint8_t)(is_freed ? ~MA_UNIT_OPEN : ~0);
+              unit->state &= (uint8_t)~MA_UNIT_OPEN;
             }
           else if (unit->state & MA_UNIT_SECRET)
             atomic_fetch_add (&arena->locked, bytes);

@@ -254,7 +254,8 @@ ma_heap_unlocked (malloc_arena *arena, size_t size)
 void
 ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, size_t size)
 {
-  if (!(unit->state & MA_UNIT_SECRET) || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
+  unsigned want = MA_UNIT_SECRET | MA_UNIT_OPEN;
+  if ((unit->state & want) != want || arena->fork_policy != MALLOC_ARENA_FORK_KEEP)
     return;
   int copy = os_secret_copy (p, size);
   unit->fork_copy = copy >= 0 ? copy + 1 : copy;
@@ -294,6 +295,8 @@ ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t
 {
   /* The hole first, or the new mapping is made in it, and has then nowhere to go. */
   ma_heap_fill_hole (p, size);
+  if (!(unit->state & MA_UNIT_OPEN)) /* nor was there anything in the parent, itself a child */
+    return ENOMEM;
   int refused = unit->fork_copy > 0   ? os_open_secret_copy (p, size, unit->fork_copy - 1)
                 : unit->fork_copy < 0 ? -unit->fork_copy
                                       : os_open_secret (p, size);

@@ -238,9 +238,10 @@ void ma_heap_fill_lost (void);
 void ma_heap_fill_hole (void *p, size_t size);
 
 /* Secret memory over fork. Before it: a copy for the child where it is to have one (the unit's
- * fork_copy). After it, in the child: the copy, or new zeros, in place of the hole; zeros are ordinary memory,
- * which the unit's state tells and which is still to be locked, where secret memory is refused: said and noted,
- * whatever the policy. 0, or the errno with the hole reserved again. At the end, in both: the copy dropped. */
+ * fork_copy). After it, in the child: the copy, or new zeros, in place of the hole. Where secret memory is refused
+ * zeros are ordinary memory, as the unit's state then tells, still to be locked; that is said and noted whatever the
+ * policy. 0, or an errno with the hole reserved again, which the caller notes as not open: it stays one. At the end,
+ * in both: the copy dropped. */
 void ma_heap_fork_copy (malloc_arena *arena, struct ma_unit *unit, const void *p, size_t size);
 int ma_heap_fork_restore (malloc_arena *arena, struct ma_unit *unit, void *p, size_t size);
 void ma_heap_fork_done (struct ma_unit *unit);

@@ -748,6 +748,7 @@ restore_secret (malloc_arena *arena, struct ma_unit *unit)
     atomic_store (&unit->remote[at], 0);
   unit->opened = MA_SLAB_PAGES;
   unit->locked = 0;
+  unit->state &= (uint8_t)~MA_UNIT_OPEN;
 }
 
 /* A slab of secret memory that could not be closed when it was empty is a hole here. */

@@ -299,9 +299,31 @@ child_near_limit (void *data)
   free (malloc_arena (b->ordinary, malloc, SMALL));
 }
 
+/* The same where no page is left for a copy: the child does not have it, nor have its own children. */
+static void
+child_without (void *data)
+{
+  struct inherited *b = data;
+  struct malloc_arena_receipt receipt = check_receipt (b->hidden);
+  CHECK_FAULTS (b->small);
+  CHECK_FAULTS (b->large);
+  CHECK (!(receipt.obtained & (MALLOC_ARENA_SECRETMEM | MALLOC_ARENA_FORK_KEPT)));
+  CHECK (receipt.reason[__builtin_ctz (MALLOC_ARENA_FORK_KEPT)] != 0);
+  CHECK_EQUAL (check_receipt (b->ordinary).locked_bytes, b->locked);
+  for (unsigned i = 0; i < 50; i++)
+    free (malloc_arena (b->hidden, malloc, (size_t)SMALL * i * i));
+}
+
+static void
+child_without_forks (void *data)
+{
+  child_without (data);
+  CHECK_EQUAL (check_child (child_without, data).exit_code, 0);
+}
+
 /* Slabs with pages on both sides of the limit. Of what is locked LEFT bytes are given back before the fork. */
 static void
-near_limit (unsigned fork_policy, size_t left)
+near_limit (unsigned fork_policy, size_t left, void (*body) (void *))
 {
   check_memlock (256 << 10);
   struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_SECURE };
@@ -315,7 +337,7 @@ near_limit (unsigned fork_policy, size_t left)
   free (p);
   malloc_arena_trim (b.ordinary);
   b.locked = check_receipt (b.ordinary).locked_bytes;
-  CHECK_EQUAL (check_child (child_near_limit, &b).exit_code, 0);
+  CHECK_EQUAL (check_child (body, &b).exit_code, 0);
 }
 
 /* Where the child may lock less: what has nothing in it is ordinary memory, as it is elsewhere. */
@@ -372,14 +394,20 @@ with_less (unsigned lock_policy)
 static void
 near_limit_wiped (void)
 {
-  near_limit (MALLOC_ARENA_FORK_WIPE, 0);
+  near_limit (MALLOC_ARENA_FORK_WIPE, 0, child_near_limit);
 }
 
 /* A copy is made page by page where no more can be locked beside the original. */
 static void
 near_limit_kept (void)
 {
-  near_limit (MALLOC_ARENA_FORK_KEEP, 4 * CHECK_PAGE);
+  near_limit (MALLOC_ARENA_FORK_KEEP, 4 * CHECK_PAGE, child_near_limit);
+}
+
+static void
+at_limit_kept (void)
+{
+  near_limit (MALLOC_ARENA_FORK_KEEP, 0, child_without_forks);
 }
 
 static void
@@ -402,6 +430,7 @@ static const struct
 } forks[] = {
   { "fork near the limit", near_limit_wiped, 1 },
   { "fork near the limit, kept", near_limit_kept, 1 },
+  { "fork at the limit, kept", at_limit_kept, 3 },
   { "fork with less", with_less_preferred, 4 },
   { "fork with less, required", with_less_required, 4 },
 };
