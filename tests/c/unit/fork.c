@@ -256,7 +256,7 @@ with_threads (unsigned policy)
  * in a hundred end so. In a child, which has no such queue, what others free there must reach the owner again. */
 enum
 {
-  RACES = 200,
+  RACES = 100,
   PASSED = 2
 };
 static char *passed[PASSED];
@@ -265,7 +265,7 @@ static _Atomic unsigned turn; /* odd: the other thread's */
 static void *
 free_passed (void *data)
 {
-  for (unsigned seen = 0; !stop;)
+  for (unsigned seen = 0; !stop; sched_yield ())
     if (turn != seen)
       {
         for (unsigned i = 0; i < PASSED; i++)
@@ -288,7 +288,7 @@ child_takes_back (void *data)
   CHECK_EQUAL (pthread_create (&thread, NULL, free_passed, NULL), 0);
   turn = 1;
   while (turn != 2)
-    ;
+    sched_yield ();
   stop = true;
   pthread_join (thread, NULL);
   malloc_arena_trim (arena);
