@@ -2,6 +2,8 @@ from collections.abc import Callable, Coroutine, Generator, MutableMapping
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, overload
 
+from .arena import Arena as _Arena
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -63,6 +65,18 @@ class Arena:
     def _stats(
         self,
     ) -> tuple[int, int, int, int, int, int, tuple[tuple[int, int, int, int], ...]]: ...
+
+@final
+class Scope:
+    def __new__(cls, arena: Arena, sweep: bool) -> Self: ...
+    def __enter__(self) -> _Arena: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 @final
 class _Run(Coroutine[Any, Any, _T]):

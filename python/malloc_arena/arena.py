@@ -11,7 +11,7 @@ from .errors import ArenaError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-    from types import CodeType, FrameType, TracebackType
+    from types import CodeType, FrameType
     from typing import Any, ParamSpec, TypeVar, overload
 
     from .escapes import Escape
@@ -84,9 +84,9 @@ class Arena(_core.Arena):
 
         return functools.wraps(function)(bound)
 
-    def scope(self, *, sweep: bool = False) -> Scope:
+    def scope(self, *, sweep: bool = False) -> _core.Scope:
         """``with arena.scope(sweep=True):`` also sweeps, before and after."""
-        return Scope(self, sweep)
+        return _core.Scope(self, sweep)
 
     def sweep(self) -> None:
         """Empties the places where CPython and its library keep dead or cached values: free lists
@@ -149,33 +149,6 @@ def get(kind: int) -> Arena:
     machine cannot give it."""
     arena = _shared.get(kind)
     return arena if arena is not None else _shared.setdefault(kind, Arena._shared(kind))
-
-
-class Scope:
-    """One scope of an arena, with its sweeps."""
-
-    __slots__ = ("_arena", "_sweep")
-
-    def __init__(self, arena: Arena, sweep: bool) -> None:
-        self._arena = arena
-        self._sweep = sweep
-
-    def __enter__(self) -> Arena:
-        check_frame(sys._getframe(1))
-        if self._sweep:
-            # A value from the free lists is an object outside the arena that the block would use.
-            self._arena.sweep()
-        return self._arena.__enter__()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._arena.__exit__(exc_type, exc_value, traceback)
-        if self._sweep:
-            self._arena.sweep()
 
 
 class _AsyncIterate(AnyAsyncGenerator):

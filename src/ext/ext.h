@@ -3,6 +3,7 @@
  * module.c   the module: constants, region(), errors of the package raised from C
  * arena.c    Arena: one handle of the library
  * scope.c    the scopes of a thread, in which an arena is active
+ * with.c     Scope: such a stretch with sweeps before and after
  * steps.c    _Run and _Iterate: scopes around the steps of a coroutine or generator
  * streams.c  what scopes leave in the buffers of sys.stdout and sys.stderr
  * buffer.c   SecretBuffer, and other places that secrets lie in: values compared, the environment
@@ -43,6 +44,7 @@ struct core_state
 {
   PyTypeObject *arena_type;
   PyTypeObject *buffer_type;
+  PyTypeObject *scope_type;
   PyTypeObject *inherited_type;
   PyTypeObject *run_type;
   PyTypeObject *iterate_type;
@@ -51,6 +53,7 @@ struct core_state
 
 extern PyType_Spec arena_spec;
 extern PyType_Spec buffer_spec;
+extern PyType_Spec scope_spec;
 extern PyType_Spec inherited_spec;
 extern PyType_Spec run_spec;
 extern PyType_Spec iterate_spec;
@@ -69,6 +72,11 @@ PyObject *pyhooks_hook_numpy (PyObject *module, PyObject *address);
 PyObject *scope_enter (PyObject *arena, PyObject *ignored);
 PyObject *scope_exit (PyObject *arena, PyObject *const *args, Py_ssize_t count);
 PyObject *scope_call (PyObject *arena, PyObject *const *args, Py_ssize_t count, PyObject *names);
+
+/* The two parts of __enter__. The check calls Python code, the other does not once the arena is active. 0,
+ * or -1 with an exception; the arena, or NULL with one. */
+int scope_check_frame (void);
+PyObject *scope_open (PyObject *arena);
 
 /* 0, or -1 with an exception. */
 int arena_check_open (struct arena_object *arena);

@@ -129,13 +129,15 @@ core_exec (PyObject *module)
   struct core_state *state = PyModule_GetState (module);
   state->arena_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &arena_spec, NULL);
   state->buffer_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &buffer_spec, NULL);
+  state->scope_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &scope_spec, NULL);
   state->inherited_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &inherited_spec, NULL);
   state->run_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &run_spec, NULL);
   state->iterate_type = (PyTypeObject *)PyType_FromModuleAndSpec (module, &iterate_spec, NULL);
-  if (state->arena_type == NULL || state->buffer_type == NULL || state->inherited_type == NULL
-      || state->run_type == NULL || state->iterate_type == NULL
+  if (state->arena_type == NULL || state->buffer_type == NULL || state->scope_type == NULL
+      || state->inherited_type == NULL || state->run_type == NULL || state->iterate_type == NULL
       || PyModule_AddType (module, state->arena_type) == -1
       || PyModule_AddType (module, state->buffer_type) == -1
+      || PyModule_AddType (module, state->scope_type) == -1
       || PyModule_AddType (module, state->run_type) == -1
       || PyModule_AddType (module, state->iterate_type) == -1
       || PyModule_AddIntMacro (module, HEAP_DEFAULT) == -1
@@ -163,6 +165,7 @@ core_traverse (PyObject *module, visitproc visit, void *arg)
   struct core_state *state = PyModule_GetState (module);
   Py_VISIT (state->arena_type);
   Py_VISIT (state->buffer_type);
+  Py_VISIT (state->scope_type);
   Py_VISIT (state->inherited_type);
   Py_VISIT (state->run_type);
   Py_VISIT (state->iterate_type);
@@ -175,6 +178,7 @@ core_clear (PyObject *module)
   struct core_state *state = PyModule_GetState (module);
   Py_CLEAR (state->arena_type);
   Py_CLEAR (state->buffer_type);
+  Py_CLEAR (state->scope_type);
   Py_CLEAR (state->inherited_type);
   Py_CLEAR (state->run_type);
   Py_CLEAR (state->iterate_type);

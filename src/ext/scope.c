@@ -43,8 +43,8 @@ sweep (const char *name)
 
 /* A generator or coroutine that is suspended inside a `with` would leave the arena active in
  * whoever runs next. Whether the block can be is decided by its code, and only for such frames. */
-static int
-check_frame (void)
+int
+scope_check_frame (void)
 {
   PyFrameObject *frame = PyEval_GetFrame ();
   if (frame == NULL)
@@ -160,12 +160,18 @@ check_enter (struct arena_object *self)
 }
 
 PyObject *
-scope_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
+scope_open (PyObject *self)
 {
   struct arena_object *arena = (struct arena_object *)self;
-  if (check_frame () == -1 || check_enter (arena) == -1 || enter (arena->handle) == -1)
+  if (check_enter (arena) == -1 || enter (arena->handle) == -1)
     return NULL;
   return Py_NewRef (self);
+}
+
+PyObject *
+scope_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
+{
+  return scope_check_frame () == -1 ? NULL : scope_open (self);
 }
 
 /* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import malloc_arena
-from conftest import empty, memory, wiped
+import malloc_arena.sweep
+from conftest import Child, empty, memory, wiped
 from malloc_arena import HEAP_DEFAULT, HEAP_ISOLATED, HEAP_SECURE, Arena, ArenaError
 
 
@@ -390,6 +391,128 @@ def test_scope_and_sweep(own: Arena) -> None:
         assert own.owns(id(items))
         del items
     assert empty(own)
+
+
+def test_a_scope_again_and_within_itself(own: Arena) -> None:
+    scope = own.scope()
+    for _ in range(2):
+        with scope:
+            with scope as arena:
+                assert arena is own
+                assert own.owns(id(bytes(100)))
+            assert own.owns(id(bytes(100)))
+        assert not own.owns(id(bytes(100)))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(scope)
+        assert own.owns(id(bytes(100)))
+        del stack
+    assert not own.owns(id(bytes(100)))
+
+
+def test_a_scope_that_is_left_in_the_wrong_order_stays(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[bool] = []
+    monkeypatch.setattr(malloc_arena.sweep, "sweep", lambda: swept.append(True))
+    scope = own.scope(sweep=True)
+    with pytest.raises(ArenaError, match='"own" is left where it is not active'):
+        scope.__exit__(None, None, None)
+    with scope, Arena(HEAP_SECURE, name="inner") as inner:
+        with pytest.raises(ArenaError, match='"own" is left while arena "inner"'):
+            scope.__exit__(None, None, None)
+        assert inner.owns(id(bytes(100)))
+        assert len(swept) == 1
+    assert len(swept) == 2
+
+
+def test_a_scope_is_no_place_to_suspend_in_and_is_not_swept_for(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[bool] = []
+    monkeypatch.setattr(malloc_arena.sweep, "sweep", lambda: swept.append(True))
+
+    def suspended() -> Iterator[int]:
+        with own.scope(sweep=True):
+            yield 1
+
+    def between() -> Iterator[bool]:
+        with own.scope(sweep=True):
+            found = in_region(bytes(100))
+        yield found
+
+    with pytest.raises(ArenaError, match="yields or awaits"):
+        next(suspended())
+    assert not swept
+    assert list(between()) == [True]
+    assert len(swept) == 2
+
+
+def test_a_sweep_that_is_interrupted_leaves_no_scope_open(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: list[bool] = []
+
+    class Interrupt(BaseException):
+        pass
+
+    def sweep() -> None:
+        where.append(in_region(bytes(100)))
+        if len(where) == fails:
+            raise Interrupt
+
+    monkeypatch.setattr(malloc_arena.sweep, "sweep", sweep)
+    for fails in (1, 2):
+        where.clear()
+        with pytest.raises(Interrupt) as caught, own.scope(sweep=True):
+            assert fails == 2
+            raise KeyError
+        assert isinstance(caught.value.__context__, KeyError) == (fails == 2)
+        assert where == [False] * fails
+        assert not in_region(bytes(100))
+    del caught
+
+
+@pytest.mark.parametrize("make", ["vault", "vault.scope()", "vault.scope(sweep=True)"])
+def test_an_interrupt_leaves_no_scope_open(child: Callable[..., Child], make: str) -> None:
+    """Whatever the instruction at which a signal's handler raises."""
+    process = child(
+        """
+import signal, time
+class Interrupt(Exception): pass
+def interrupt(*_): raise Interrupt
+signal.signal(signal.SIGALRM, interrupt)
+vault = get(HEAP_SECURE)
+base, size = malloc_arena.region()
+def inside(): return base <= id(bytes(100)) < base + size
+def work(): return [1] * 10
+
+# It comes in the middle of one long instruction, and is looked at with the next call.
+try:
+    with MAKE:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        0.5 in range(2_000_000)
+except Interrupt:
+    pass
+assert not inside()
+
+# A function, as the jump back of a loop is not always covered by a `try` around it (CPython 3.13).
+def loop():
+    until = time.monotonic() + 0.1
+    while time.monotonic() < until:  # a finalizer may have got it
+        with MAKE: work()
+
+caught = 0
+for n in range(400):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003 + n % 97 * 1e-6)
+        loop()
+    except Interrupt:
+        caught += 1
+    assert not inside(), n
+assert caught > 300
+""".replace("MAKE", make)
+    )
+    process.ends()
 
 
 def test_live_objects_survive_everything(own: Arena) -> None:
