@@ -55,7 +55,7 @@ def _inheriting_start(original: Callable[..., Any]) -> Callable[..., Any]:
             if inherited is run:
                 return original(*args, **kwargs)
             return _core._outside(_start_thread, original, thread, inherited, args, kwargs)
-        inherited = _core._inherit(args[0])
+        inherited = _core._inherit_start(args[0])
         if inherited is args[0]:
             return original(*args, **kwargs)
         return _core._outside(original, inherited, *args[1:], **kwargs)

@@ -63,6 +63,7 @@ struct core_state *core_state_of (PyTypeObject *type);
 PyObject *scope_outside (PyObject *module, PyObject *const *args, Py_ssize_t count,
                          PyObject *names);
 PyObject *scope_inherit (PyObject *module, PyObject *function);
+PyObject *scope_inherit_start (PyObject *module, PyObject *function);
 PyObject *buffer_equal (PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *buffer_of_environment (PyObject *module, PyObject *args);
 PyObject *pyhooks_numpy_handler (PyObject *module, PyObject *capsule);

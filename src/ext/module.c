@@ -198,6 +198,7 @@ static PyMethodDef core_methods[] = {
                "first.") },
   { "_outside", (PyCFunction)(void (*) (void))scope_outside, METH_FASTCALL | METH_KEYWORDS, NULL },
   { "_inherit", scope_inherit, METH_O, NULL },
+  { "_inherit_start", scope_inherit_start, METH_O, NULL },
   { "_equal", (PyCFunction)(void (*) (void))buffer_equal, METH_FASTCALL, NULL },
   { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
   { "_walk", core_walk, METH_NOARGS, NULL },

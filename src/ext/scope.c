@@ -334,10 +334,11 @@ struct inherited_object
   malloc_arena *handle;
   void *pin; /* a block of the arena: while it lives, the handle does */
   PyObject *function;
+  int is_start; /* of a thread: an error of the function ends here */
 };
 
-PyObject *
-scope_inherit (PyObject *module, PyObject *function)
+static PyObject *
+inherit (PyObject *module, PyObject *function, int is_start)
 {
   malloc_arena *handle = ma_active_arena ();
   if (likely (handle == NULL))
@@ -358,13 +359,57 @@ scope_inherit (PyObject *module, PyObject *function)
   self->handle = handle;
   self->pin = pin;
   self->function = Py_NewRef (function);
+  self->is_start = is_start;
   return (PyObject *)self;
+}
+
+PyObject *
+scope_inherit (PyObject *module, PyObject *function)
+{
+  return inherit (module, function, 0);
+}
+
+PyObject *
+scope_inherit_start (PyObject *module, PyObject *function)
+{
+  return inherit (module, function, 1);
+}
+
+/* As the interpreter says it at the end of a thread, which would name the wrapper. */
+static PyObject *
+report (PyObject *function)
+{
+  if (PyErr_ExceptionMatches (PyExc_SystemExit))
+    PyErr_Clear ();
+  else
+#if PY_VERSION_HEX >= 0x030d0000
+    PyErr_FormatUnraisable ("Exception ignored in thread started by %R", function);
+#else
+    _PyErr_WriteUnraisableMsg ("in thread started by", function);
+#endif
+  return Py_NewRef (Py_None);
+}
+
+static PyObject *
+start_in (malloc_arena *handle, PyObject *function, PyObject *args, PyObject *kwargs)
+{
+  struct scope scope;
+  if (scope_begin_in (handle, &scope) == -1)
+    return report (function);
+  PyObject *result = PyObject_Call (function, args, kwargs);
+  /* In the scope, as a traceback holds values; but the arena may be what has no memory. */
+  if (result == NULL && !PyErr_ExceptionMatches (PyExc_MemoryError))
+    result = report (function);
+  result = scope_end (&scope, result);
+  return result != NULL ? result : report (function);
 }
 
 static PyObject *
 inherited_call (PyObject *self, PyObject *args, PyObject *kwargs)
 {
   struct inherited_object *inherited = (struct inherited_object *)self;
+  if (inherited->is_start)
+    return start_in (inherited->handle, inherited->function, args, kwargs);
   return call_in (inherited->handle, inherited->function, PySequence_Fast_ITEMS (args),
                   (size_t)PyTuple_GET_SIZE (args), kwargs);
 }

@@ -8,7 +8,9 @@ import concurrent.futures
 import contextvars
 import gc
 import importlib
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -162,6 +164,81 @@ def test_an_error_in_a_thread(own: Arena) -> None:
     finally:
         threading.excepthook = hook
     assert errors == [ZeroDivisionError]
+
+
+class Token:
+    pass
+
+
+def fail(error: type[BaseException], token: Token) -> None:
+    raise error("secret")
+
+
+def leave_open(own: Arena, token: Token) -> None:
+    own.__enter__()
+
+
+@pytest.fixture
+def unraisable(own: Arena, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is given to the hook, and where it is called."""
+    seen: list[tuple[Any, ...]] = []
+
+    def hook(error: sys.UnraisableHookArgs) -> None:
+        seen.append((where(own), error.exc_type, error.err_msg, error.object))
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    return seen
+
+
+def to_its_end(start: Callable[..., Any], function: Callable[..., None], *args: Any) -> None:
+    token, ended = Token(), threading.Event()
+    weakref.finalize(token, ended.set)
+    start(function, (*args, token))
+    del token
+    assert ended.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("error", "place"), [(ValueError, "own"), (MemoryError, "none"), (SystemExit, "")]
+)
+def test_an_error_in_a_bare_thread_is_said_of_its_function(
+    own: Arena, unraisable: list[tuple[Any, ...]], error: type[BaseException], place: str
+) -> None:
+    """As outside of scopes. Where it is said is in the scope, as a traceback holds values, unless
+    it may have no room for it."""
+    to_its_end(_thread.start_new_thread, fail, error)
+    with own:
+        to_its_end(_thread.start_new_thread, fail, error)
+    if not place:
+        assert unraisable == []
+        return
+    outside, inside = unraisable
+    assert outside[1:] == inside[1:]
+    assert (outside[0], inside[0]) == ("none", place)
+    if sys.version_info < (3, 13):
+        assert inside[3] is fail
+    else:
+        assert inside[2].endswith(f"thread started by {fail!r}")
+    unraisable.clear()
+
+
+def test_a_bare_thread_that_leaves_a_scope_open(
+    own: Arena, unraisable: list[tuple[Any, ...]]
+) -> None:
+    with own:
+        to_its_end(_thread.start_new_thread, leave_open, own)
+    assert [error[:2] for error in unraisable] == [("none", malloc_arena.ArenaError)]
+    unraisable.clear()
+
+
+def test_an_error_in_a_task_goes_to_its_future(
+    own: Arena, unraisable: list[tuple[Any, ...]]
+) -> None:
+    with ThreadPoolExecutor(1) as pool, own:
+        future = pool.submit(fail, SystemExit, Token())
+        assert isinstance(future.exception(), SystemExit)
+        del future
+    assert unraisable == []
 
 
 def test_a_thread_that_cannot_start(own: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
