@@ -159,7 +159,7 @@ ma_resize (void *p, size_t size)
   /* A large one, where large ones are not too many: those that grow mostly do so again. */
   if (local != NULL)
     q = size > before && size >= local->arena->threshold && !ma_range_crowded ()
-            ? ma_large_grown (local, size)
+            ? ma_large_grown (local, size, before)
             : ma_alloc (local, size);
   if (q == NULL)
     return NULL;

@@ -10,7 +10,8 @@
 
 enum
 {
-  LEAD = 16,            /* most canary bytes before a block */
+  LEAD = 16,  /* most canary bytes before a block */
+  TAIL = 256, /* and after one with room to grow, which looks at them and writes them again */
   VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
   SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
   SAMPLE = 64,
@@ -18,6 +19,7 @@ enum
    * to so many more. */
   SPARE_PAGES = MA_UNIT_PAGES,
   SPARE_READY = 4 * MA_UNIT_PAGES,
+  ROOM_PART = 8, /* of a block that grew by less than that part of its size: the room behind it, at most */
   MOVED_BYTES = 256 << 10 /* in the time of two calls of the kernel and a few faults */
 };
 
@@ -37,7 +39,7 @@ end_life (struct ma_unit *unit)
 }
 
 /* ---- canaries: LEAD bytes before the block, and after it up to the guard (or a page, where a large
- * alignment leaves more) ---- */
+ * alignment leaves more, or TAIL, where room to grow does) ---- */
 
 static inline unsigned char
 canary_byte (const char *at)
@@ -82,7 +84,7 @@ static char *
 tail_end_of (const struct ma_unit *unit, char *tail)
 {
   char *end = unit->end;
-  return (size_t)(end - tail) < MA_PAGE ? end : tail + MA_PAGE;
+  return end - tail < unit->tail_most ? end : tail + unit->tail_most;
 }
 
 /* Whether the canaries are the usual ones: LEAD bytes before the block, and after it the few that its size was
@@ -209,17 +211,46 @@ take_tag (const struct ma_unit *unit)
     ma_tag_memory (unit->block, unit->size);
 }
 
+/* Whether blocks may end before their guard. A touch behind one of an isolated or a tagged arena has to fault, secret
+ * memory does not grow, and blocks of plain ones stay where they are anyway. */
+static inline int
+may_have_room (const struct ma_local *local)
+{
+  const malloc_arena *arena = local->arena;
+  return !(arena->is_plain | arena->is_isolated | arena->is_secretmem | local->is_tagged);
+}
+
+static inline int
+is_small_step (size_t before, size_t size)
+{
+  return size > before && size - before < before / ROOM_PART;
+}
+
+/* Where a block of SIZE ends at the guard, or before it, with as much of ROOM as the range has. */
+static char *
+place_with_room (const struct ma_unit *unit, size_t size, size_t room)
+{
+  char *block = unit->end - os_round_up (size, 16);
+  size_t front = (size_t)(block - ma_range_start (unit));
+  size_t most = front > LEAD ? front - LEAD : 0;
+  return block - ((room < most ? room : most) & ~(size_t)15);
+}
+
 /* The place of a block in its range, and all that is known of it. */
-static void *
-settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, size_t align)
+static inline void *
+settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, size_t align,
+        size_t behind)
 {
   malloc_arena *arena = local->arena;
   /* An empty block needs an address of its own, before the guard. */
   size_t room = size | (size == 0);
-  char *block = (char *)((uintptr_t)(unit->end - room) & ~(uintptr_t)(align - 1));
-  if (is_warm && local->is_verified && !is_still_zero (block, size))
+  char *block = behind != 0 ? place_with_room (unit, size, behind)
+                            : (char *)((uintptr_t)(unit->end - room) & ~(uintptr_t)(align - 1));
+  size_t looked_at = behind != 0 ? (size_t)(unit->end - block) : size;
+  if (is_warm && local->is_verified && !is_still_zero (block, looked_at))
     ma_fatal_block ("use after wipe", block, arena->name);
   unit->local = local;
+  unit->tail_most = behind != 0 ? TAIL : (unsigned)MA_PAGE;
   place (unit, block, size);
   atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);
   ma_count (&arena->large_blocks, 1);
@@ -228,8 +259,8 @@ settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, 
   return give_tag (unit);
 }
 
-void *
-ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
+static inline __attribute__ ((always_inline)) void *
+alloc (struct ma_local *local, size_t size, size_t align, size_t behind, int *is_zero)
 {
   if (align < 16)
     align = 16;
@@ -260,7 +291,13 @@ ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
       return NULL;
     }
   *is_zero = !is_warm || local->is_wiped;
-  return settle (local, unit, is_warm, size, align);
+  return settle (local, unit, is_warm, size, align, behind);
+}
+
+void *
+ma_large_alloc (struct ma_local *local, size_t size, size_t align, int *is_zero)
+{
+  return alloc (local, size, align, 0, is_zero);
 }
 
 /* The most that a block which has grown to PAGES gets of what is ready. */
@@ -270,26 +307,35 @@ roomy_pages (size_t pages)
   return pages + (pages < SPARE_READY ? pages : SPARE_READY);
 }
 
+/* Whether the arena has so few that BYTES more may be had which nobody asked for. */
+static int
+can_spare (const malloc_arena *arena, size_t bytes)
+{
+  size_t mapped = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
+  return mapped <= arena->spare_most && bytes <= arena->spare_most - mapped;
+}
+
 void *
-ma_large_grown (struct ma_local *local, size_t size)
+ma_large_grown (struct ma_local *local, size_t size, size_t before)
 {
   malloc_arena *arena = local->arena;
   size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  size_t room = is_small_step (before, size) && may_have_room (local) ? size / ROOM_PART : 0;
   if (size <= arena->spare_most)
     {
       struct ma_unit *unit
           = ma_range_ready (local, ma_range_pages (arena, pages), roomy_pages (pages));
       if (unit != NULL)
-        return settle (local, unit, 1, size, 16);
-      pages += pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES;
-      pages = ma_range_pages (arena, pages);
-      size_t mapped = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
-      if (mapped + (pages << MA_PAGE_SHIFT) <= arena->spare_most
+        return settle (local, unit, 1, size, 16, room);
+      size_t spare = pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES;
+      size_t room_pages = room >> MA_PAGE_SHIFT;
+      pages = ma_range_pages (arena, pages + (spare > room_pages ? spare : room_pages));
+      if (can_spare (arena, pages << MA_PAGE_SHIFT)
           && (unit = ma_range_open (local, pages, 1)) != NULL)
-        return settle (local, unit, 0, size, 16);
+        return settle (local, unit, 0, size, 16, room);
     }
   int is_zero;
-  return ma_large_alloc (local, size, 16, &is_zero);
+  return alloc (local, size, 16, room, &is_zero);
 }
 
 /* ---- free ---- */
@@ -392,13 +438,68 @@ moves_better (struct ma_local *local, size_t size, size_t pages)
          && ma_range_is_ready (local, pages, roomy_pages (pages));
 }
 
+/* Whether a block with room behind it grew there, which takes no pass over it: what is canary no more is looked at and
+ * wiped, and 16 bytes or more after that are looked at; at the rest the free looks. */
+static int
+grow_into_room (struct ma_unit *unit, size_t size)
+{
+  char *block = unit->block;
+  char *tail = block + unit->size, *new_tail = block + size;
+  char *end = tail_end_of (unit, tail);
+  char *no_more = new_tail < end ? new_tail : end;
+  char *seen = (char *)os_round_up ((uintptr_t)no_more + 16, 8);
+  /* If not, the caller looks at it all: zeros are right in a forked child. */
+  if (!is_filled (lead_of (unit, block), block) || !is_filled (tail, seen < end ? seen : end))
+    return 0;
+  ma_wipe_inline (tail, (size_t)(no_more - tail));
+  fill (new_tail < end ? end : new_tail, tail_end_of (unit, new_tail));
+  resized (unit, size);
+  return 1;
+}
+
+/* Where in its range, which may be given pages, a block goes on that grows by a small step; NULL if it has to leave
+ * it. Where a step makes it move, the next ones do not: there is room behind it, of a sixteenth of its size or more,
+ * or it is at the range's start and the range takes pages one by one. */
+static char *
+make_room (struct ma_local *local, struct ma_unit *unit, size_t size)
+{
+  malloc_arena *arena = unit->local->arena;
+  char *start = ma_range_start (unit);
+  char *block = unit->block;
+  size_t needed = os_round_up (size, 16);
+  if (needed <= (size_t)(unit->end - block))
+    return block;
+  if (needed + LEAD + size / ROOM_PART / 2 <= (size_t)(unit->end - start))
+    return place_with_room (unit, size, size / ROOM_PART);
+  size_t pages = ma_range_pages (arena, (needed + MA_PAGE - 1) >> MA_PAGE_SHIFT);
+  if (pages > unit->pages && moves_better (local, size, pages))
+    return NULL;
+  size_t from_start = (size_t)(block - start) + needed;
+  size_t roomy
+      = ma_range_pages (arena, (from_start + size / ROOM_PART + MA_PAGE - 1) >> MA_PAGE_SHIFT);
+  if (can_spare (arena, (roomy - unit->pages) << MA_PAGE_SHIFT)
+      && ma_range_grow (arena, unit, roomy))
+    return block;
+  if (pages > unit->pages && !ma_range_grow (arena, unit, pages))
+    return NULL;
+  return from_start <= (size_t)(unit->end - start) ? block : start;
+}
+
 void *
 ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t size,
                  size_t *size_before)
 {
   unit = ma_range_head (unit);
-  size_t before = *size_before = checked (unit, p);
   malloc_arena *arena = unit->local->arena;
+  check_pointer (unit, p);
+  size_t before = *size_before = unit->size;
+  int is_small = is_small_step (before, size) && size >= arena->threshold;
+  int is_step = is_small && may_have_room (unit->local);
+  size_t room_before = (size_t)(unit->end - unit->block) - before;
+  if ((is_step || (is_small && arena->is_plain && !unit->local->is_tagged)) && room_before >= 16
+      && size - before <= room_before && grow_into_room (unit, size))
+    return p;
+  check_canaries (unit, p);
   if (size < arena->threshold || size > PTRDIFF_MAX - MA_UNIT)
     return NULL;
   char *start = ma_range_start (unit);
@@ -414,22 +515,34 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
         place (unit, unit->block, size);
       return p;
     }
-  size_t pages
-      = (room + (arena->is_plain ? (size_t)((char *)p - start) : 0) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-  pages = ma_range_pages (arena, pages);
-  /* In an isolated arena a stale pointer has to fault: only sizes of as many pages stay. */
-  if (arena->is_isolated && pages != unit->pages)
-    return NULL;
-  char *old_end = unit->end;
-  if (pages > unit->pages
-      && (moves_better (local, size, pages) || !ma_range_grow (arena, unit, pages)))
-    return NULL;
-  /* A little less is no reason to go to the kernel. */
-  int is_less = pages < unit->pages / 2;
-  if (is_less && unit->state & MA_UNIT_SECRET)
-    return NULL;
-  char *end = is_less ? start + (pages << MA_PAGE_SHIFT) : unit->end;
-  char *block = arena->is_plain ? p : (char *)((uintptr_t)(end - room) & ~(uintptr_t)15);
+  char *old_end = tail_end_of (unit, unit->block + before);
+  int is_less = 0;
+  size_t pages = 0;
+  char *block;
+  if (is_step)
+    {
+      block = make_room (local, unit, size);
+      if (block == NULL)
+        return NULL;
+    }
+  else
+    {
+      pages = (room + (arena->is_plain ? (size_t)((char *)p - start) : 0) + MA_PAGE - 1)
+              >> MA_PAGE_SHIFT;
+      pages = ma_range_pages (arena, pages);
+      /* In an isolated arena a stale pointer has to fault: only sizes of as many pages stay. */
+      if (arena->is_isolated && pages != unit->pages)
+        return NULL;
+      if (pages > unit->pages
+          && (moves_better (local, size, pages) || !ma_range_grow (arena, unit, pages)))
+        return NULL;
+      /* A little less is no reason to go to the kernel. */
+      is_less = pages < unit->pages / 2;
+      if (is_less && unit->state & MA_UNIT_SECRET)
+        return NULL;
+      char *end = is_less ? start + (pages << MA_PAGE_SHIFT) : unit->end;
+      block = arena->is_plain ? p : (char *)((uintptr_t)(end - room) & ~(uintptr_t)15);
+    }
   size_t kept = size < before ? size : before;
   take_tag (unit);
   char *old = unit->block;
@@ -448,6 +561,7 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
   if (is_less)
     ma_range_shrink (arena, unit, pages);
   resized (unit, size);
+  unit->tail_most = is_step ? TAIL : (unsigned)MA_PAGE;
   place (unit, block, size);
   return give_tag (unit);
 }

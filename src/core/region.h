@@ -127,7 +127,8 @@ struct ma_unit
       unsigned epoch;  /* of a warm one: when it came to be */
       uint32_t serial; /* of the arena, which may be gone when the unit still tells of the block */
       int is_locked;
-      unsigned tag; /* of the block, or of the last one */
+      unsigned tag;       /* of the block, or of the last one */
+      unsigned tail_most; /* canary bytes after the block, if that ends before the guard */
     };
   };
   _Atomic uint64_t

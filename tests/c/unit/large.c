@@ -1,5 +1,5 @@
 /* Large blocks that change their size: in place where there is room, with one copy of what they hold at
- * any time, guarded as before, and what they leave is wiped and given back at once. In an isolated
+ * any time, guarded as before unless they grew bit by bit, and what they leave is wiped and given back at once. In an isolated
  * arena they move: what points to the old place must fault. And what of them stays ready: enough, and not
  * too much. */
 #include "check.h"
@@ -62,12 +62,18 @@ count_bytes (unsigned char byte)
 }
 
 static void
+check_block (char *p, size_t size)
+{
+  CHECK_EQUAL (malloc_usable_size (p), size);
+  CHECK_EQUAL ((uintptr_t)p % 16, 0);
+}
+
+static void
 check_guarded (unsigned kind, char *p, size_t size)
 {
   size_t page = CHECK_PAGE;
   uintptr_t guard = ((uintptr_t)p + size + page - 1) / page * page;
-  CHECK_EQUAL (malloc_usable_size (p), size);
-  CHECK_EQUAL ((uintptr_t)p % 16, 0);
+  check_block (p, size);
   if (kind == HEAP_DEFAULT)
     return;
   CHECK (guard - ((uintptr_t)p + size) < 16);
@@ -93,7 +99,7 @@ in_place (unsigned kind)
       CHECK (kind == HEAP_DEFAULT || check_all (p + size, 0, next - size));
       memset (p + size, 0x5a, next - size);
       size = next;
-      check_guarded (kind, p, size);
+      check_block (p, size);
       /* Up to 512 pages ranges have one of eight sizes in a doubling. */
       size_t rounding = size <= 512 * CHECK_PAGE ? size / 8 : 0;
       CHECK (check_stats (arena).mapped_bytes <= size + rounding + 2 * CHECK_PAGE);
@@ -159,6 +165,101 @@ moved (unsigned kind)
     CHECK_EQUAL (count_bytes (0x5a), 0);
   CHECK_EQUAL (check_stats (arena).live_bytes, 0);
   malloc_arena_trim (arena);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* A block that grows bit by bit moves now and then, not at each step, in an isolated arena excepted; with a neighbour
+ * in the way, and where the arena's limit leaves nothing to spare. It has what a block has: its size, zeros where it
+ * grew, no copy of what it holds; and ends at its guard when it shrinks, or grows by more. */
+static void
+steps (unsigned kind, size_t limit, size_t from, size_t to, size_t step, size_t most_moves)
+{
+  malloc_arena *arena = new_arena (kind, limit);
+  size_t size = from, moves = 0;
+  char *p = malloc_arena (arena, malloc, size);
+  char *wall = malloc_arena (arena, malloc, from);
+  CHECK (p != NULL && wall != NULL);
+  memset (p, 0x5a, size);
+  memset (wall, 0x43, from);
+  for (unsigned n = 0; size < to; n++)
+    {
+      size_t next = size + 1 + (step - 1) * (n % 3) / 2;
+      char *q = realloc (p, next);
+      CHECK (q != NULL);
+      moves += p != q;
+      p = q;
+      CHECK (kind == HEAP_DEFAULT || check_all (p + size, 0, next - size));
+      memset (p + size, 0x5a, next - size);
+      size = next;
+      if (n % 4096 == 0)
+        {
+          check_block (p, size);
+          CHECK (check_all (p, 0x5a, size));
+          CHECK (!(kind & HEAP_SECURE) || count_bytes (0x5a) <= size);
+          /* No more than the limit has to spare; else what any block of its size has. */
+          size_t rounding = size <= 512 * CHECK_PAGE ? size / 8 : 0;
+          malloc_arena_trim (arena);
+          size_t mapped = check_stats (arena).mapped_bytes - from;
+          CHECK (limit == 0 || mapped <= limit / 4 || mapped <= size + rounding + 2 * CHECK_PAGE);
+        }
+    }
+  if (moves > most_moves)
+    dprintf (STDERR_FILENO, "%zu moves\n", moves);
+  CHECK (moves <= most_moves);
+  CHECK (check_all (p, 0x5a, size));
+  CHECK (check_all (wall, 0x43, from));
+  CHECK_EQUAL (check_stats (arena).live_bytes, size + from);
+  CHECK ((p = realloc (p, size - 1)) != NULL);
+  check_guarded (kind, p, size - 1);
+  CHECK (check_all (p, 0x5a, size - 1));
+  CHECK ((p = realloc (p, size + 99)) != NULL);
+  CHECK (kind == HEAP_DEFAULT || check_all (p + size - 1, 0, 100));
+  if (limit == 0)
+    {
+      CHECK ((p = realloc (p, size + size / 4)) != NULL);
+      check_guarded (kind, p, size + size / 4);
+      CHECK (kind == HEAP_DEFAULT || check_all (p + size - 1, 0, size / 4 + 1));
+    }
+  CHECK (check_all (p, 0x5a, size - 1));
+  if (kind & HEAP_SECURE)
+    {
+      CHECK (count_bytes (0x5a) <= size);
+      check_honest (arena);
+    }
+  free (p);
+  free (wall);
+  if (kind & HEAP_SECURE)
+    CHECK_EQUAL (count_bytes (0x5a), 0);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_stats (arena).mapped_bytes, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+static void
+grow_in_child (void *data)
+{
+  char *p = data;
+  size_t size = malloc_usable_size (p);
+  for (size_t i = 0; i < 100; i++)
+    CHECK ((p = realloc (p, size += 100)) != NULL);
+  check_block (p, size);
+  free (p);
+}
+
+/* A forked child finds zeros in place of its canary, and goes on. */
+static void
+steps_after_fork (void)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .fork = MALLOC_ARENA_FORK_WIPE };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  char *p = malloc_arena (arena, malloc, 100000);
+  for (size_t i = 1; i <= 3; i++)
+    CHECK ((p = realloc (p, 100000 + 100 * i)) != NULL);
+  CHECK_EQUAL (check_child (grow_in_child, p).exit_code, 0);
+  CHECK ((p = realloc (p, 100400)) != NULL);
+  free (p);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
@@ -438,7 +539,13 @@ main (void)
         in_place (kinds[i]);
       moved (kinds[i]);
       walk (kinds[i]);
+      if (kinds[i] & HEAP_ISOLATED)
+        continue;
+      steps (kinds[i], 0, 5000, 100000, 20, 40);
+      steps (kinds[i], 0, 65536, MIB, 300, 40);
+      steps (kinds[i], 12 * MIB, 3 * MIB, 4 * MIB, 300, 20);
     }
+  steps_after_fork ();
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     aligned (kinds[i]);
   ready ();
