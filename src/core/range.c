@@ -196,6 +196,14 @@ ma_range_crowded (void)
 
 /* ---- another number of pages ---- */
 
+/* Whether a range that gets PAGES is locked, or might be in another place: not one that is longer than the limit, which
+ * would move at each step else. */
+static int
+is_lockable (const malloc_arena *arena, const struct ma_unit *unit, size_t pages)
+{
+  return unit->is_locked || !arena->is_secure || pages << MA_PAGE_SHIFT <= os_lock_limit ();
+}
+
 int
 ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
 {
@@ -214,7 +222,8 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
     }
   int locked = 0;
   if (ma_heap_open (arena, unit->end, bytes, &state) || state != unit->state
-      || ma_heap_lock (arena, unit->end, bytes, state, &locked) || locked != unit->is_locked)
+      || (is_lockable (arena, unit, pages)
+          && (ma_heap_lock (arena, unit->end, bytes, state, &locked) || locked != unit->is_locked)))
     {
       if (locked)
         ma_heap_unlocked (arena, bytes);

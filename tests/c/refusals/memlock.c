@@ -201,6 +201,32 @@ locked_later (void)
   CHECK (check_flag (&mapping, "lo"));
 }
 
+/* What is longer than the limit goes on unlocked where it is, when it grows. */
+static void
+grows_unlocked (void)
+{
+  struct malloc_arena_options options = { .size = sizeof options, .kind = HEAP_SECURE };
+  malloc_arena *arena = malloc_arena_new (&options);
+  size_t size = ENOUGH / 4 + 100000, moves = 0;
+  char *p = malloc_arena (arena, malloc, size);
+  CHECK (p != NULL);
+  memset (p, 1, size);
+  for (unsigned i = 0; i < 1000; i++)
+    {
+      char *q = realloc (p, size + 300);
+      CHECK (q != NULL && check_all (q + size, 0, 300));
+      memset (q + size, 1, 300);
+      size += 300;
+      moves += q != p;
+      p = q;
+    }
+  CHECK (moves <= 2);
+  CHECK (check_all (p, 1, size));
+  CHECK_EQUAL (check_honest (arena).locked_bytes, 0);
+  free (p);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 /* Nor is what is kept a step down for secret memory. */
 static void
 kept_secret (unsigned kind)
@@ -493,6 +519,9 @@ main (int argc, char **argv)
           outcome = check_again ("later", NULL);
           wrong += outcome.exit_code != 0 || check_count (outcome.text, "\n") != 1;
           dprintf (STDERR_FILENO, "%s", outcome.text);
+          outcome = check_again ("steps", NULL);
+          wrong += outcome.exit_code != 0 || check_count (outcome.text, "\n") != 1;
+          dprintf (STDERR_FILENO, "%s", outcome.text);
         }
       return wrong != 0;
     }
@@ -522,6 +551,12 @@ main (int argc, char **argv)
         forks[i].run ();
         return 0;
       }
+  if (strcmp (argv[1], "steps") == 0)
+    {
+      check_memlock (ENOUGH / 4);
+      grows_unlocked ();
+      return 0;
+    }
   unsigned kind, policy;
   size_t limit;
   CHECK_EQUAL (sscanf (argv[1], "%u %u %zu", &kind, &policy, &limit), 3);
