@@ -20,6 +20,10 @@ enum
   SPARE_PAGES = MA_UNIT_PAGES,
   SPARE_READY = 4 * MA_UNIT_PAGES,
   ROOM_PART = 8, /* of a block that grew by less than that part of its size: the room behind it, at most */
+  /* Of what is more to wipe, and new, the kernel is asked which pages are present, */
+  PRESENT_LEAST = 256 << 10,
+  PRESENT_PAGES = 2048,   /* so many at a time; */
+  ABSENT_PAGES = 16,      /* fewer in a row are soon made so */
   MOVED_BYTES = 256 << 10 /* in the time of two calls of the kernel and a few faults */
 };
 
@@ -383,6 +387,53 @@ ma_large_check (struct ma_unit *unit, const void *p)
   return checked (ma_range_head (unit), p);
 }
 
+/* Wipes whole pages from AT on, of which PRESENT tells: one that is not was never written, and a look at it takes a
+ * fault, or is in swap, and must not come back from there. So these are dropped. */
+static void
+wipe_pages (const struct ma_unit *unit, char *at, size_t pages, const unsigned char *present)
+{
+  for (size_t end = pages, first; end > 0; end = first)
+    {
+      int is_present = present[end - 1] & 1;
+      for (first = end; first > 0 && (present[first - 1] & 1) == is_present; first--)
+        ;
+      char *run = at + (first << MA_PAGE_SHIFT);
+      size_t bytes = (end - first) << MA_PAGE_SHIFT;
+      if (is_present || end - first < ABSENT_PAGES || os_discard (run, bytes, unit->is_locked))
+        ma_wipe_back (run, bytes);
+    }
+}
+
+/* Wipes what may be much, and may never have been written. Of a range that was ready the kernel is not asked: it has
+ * its pages by then, and the question takes a tenth of a wipe's time, but next to nothing of what new pages take.
+ * Secret memory is a file's. */
+static void
+wipe (const struct ma_unit *unit, char *from, char *to)
+{
+  if (to - from < PRESENT_LEAST || !unit->is_new || unit->state & MA_UNIT_SECRET)
+    {
+      ma_wipe_back (from, (size_t)(to - from));
+      return;
+    }
+  ma_say_defined (from, (size_t)(to - from));
+  char *first = (char *)os_round_up ((uintptr_t)from, MA_PAGE);
+  char *last = (char *)((uintptr_t)to & ~(MA_PAGE - 1));
+  ma_wipe_back (last, (size_t)(to - last));
+  while (last > first)
+    {
+      unsigned char present[PRESENT_PAGES];
+      size_t pages = (size_t)(last - first) >> MA_PAGE_SHIFT;
+      if (pages > PRESENT_PAGES)
+        pages = PRESENT_PAGES;
+      last -= pages << MA_PAGE_SHIFT;
+      if (os_present (last, pages << MA_PAGE_SHIFT, present) == 0)
+        wipe_pages (unit, last, pages, present);
+      else
+        ma_wipe_back (last, pages << MA_PAGE_SHIFT);
+    }
+  ma_wipe_back (from, (size_t)(first - from));
+}
+
 /* Moves the block's first KEPT bytes to TO, and wipes the rest of it and its canaries. */
 static void
 leave (struct ma_unit *unit, void *to, size_t kept)
@@ -394,7 +445,7 @@ leave (struct ma_unit *unit, void *to, size_t kept)
       ma_move (to, unit->block, kept);
       rest = unit->block + kept;
     }
-  ma_wipe_back (rest, (size_t)(tail_end_of (unit, unit->block + unit->size) - rest));
+  wipe (unit, rest, tail_end_of (unit, unit->block + unit->size));
 }
 
 void
@@ -554,9 +605,9 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
       /* What the block left behind: before its new start, and after what was kept, in pages that are
        * not new. */
       if (block > lead)
-        ma_wipe_inline (lead, (size_t)(block - lead));
+        wipe (unit, lead, block);
       if (block + kept < old_end)
-        ma_wipe_inline (block + kept, (size_t)(old_end - block) - kept);
+        wipe (unit, block + kept, old_end);
     }
   if (is_less)
     ma_range_shrink (arena, unit, pages);

@@ -79,6 +79,9 @@ void os_populate (void *p, size_t size);
 /* Pages back to the kernel; they read as zero at the next touch. Locked ranges stay locked. */
 int os_discard (void *p, size_t size, int locked);
 
+/* Bit 0 of PRESENT[I] tells whether page I of anonymous memory is present. One that is not was never written, or is
+ * swapped out: os_discard makes both zero. */
+int os_present (void *p, size_t size, unsigned char *present);
 /* Zeroes those pages of the range that are present; there is nothing in the others. */
 void os_wipe_present (void *p, size_t size);
 

@@ -314,6 +314,18 @@ os_discard (void *p, size_t size, int locked)
   return refused ? refused : relock;
 }
 
+int
+os_present (void *p, size_t size, unsigned char *present)
+{
+  int saved = errno;
+  if (is_advice_ignored ()) /* an emulator: its pages may be of another size than the kernel's */
+    {
+      errno = saved;
+      return ENOSYS;
+    }
+  return outcome (mincore (p, size, present), saved);
+}
+
 void
 os_wipe_present (void *p, size_t size)
 {

@@ -156,6 +156,7 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
   unit->tag = local->is_tagged ? unit->tag & 15 : 0;
   unit->state = 0;
   unit->is_locked = 0;
+  unit->is_new = 1;
   atomic_store_explicit (&unit->large, MA_LARGE_FREED, memory_order_relaxed);
   char *start = ma_range_start (unit);
   hold_fork (arena, 1);
@@ -241,6 +242,7 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
     }
   unit->pages = pages;
   unit->end += bytes;
+  unit->is_new = 1;
   unit->bin = bin_for (pages);
   pthread_mutex_unlock (&arena->lock);
   return 1;
@@ -377,6 +379,7 @@ ma_range_give (struct ma_local *local, struct ma_unit *unit)
     {
       if (unit->is_locked)
         ma_count (&warm_locked, bytes);
+      unit->is_new = 0;
       unit->epoch = local->warm_epoch;
       unit->next = local->warm[bin];
       local->warm[bin] = unit;

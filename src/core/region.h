@@ -129,6 +129,7 @@ struct ma_unit
       int is_locked;
       unsigned tag;       /* of the block, or of the last one */
       unsigned tail_most; /* canary bytes after the block, if that ends before the guard */
+      int is_new; /* has pages that were never ready: those that nobody wrote are not present */
     };
   };
   _Atomic uint64_t

@@ -5,6 +5,8 @@
 #include "check.h"
 
 #include <malloc.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 
 enum
 {
@@ -429,6 +431,101 @@ ready (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* ---- what was never written ---- */
+
+/* Stand before the C library's, for the library as well: what the kernel might say of pages that are in swap, every third
+ * 64 of them, and to whom it may refuse to drop them. */
+static bool is_swapping, is_refusing;
+
+int
+mincore (void *p, size_t size, unsigned char *present)
+{
+  long result = syscall (SYS_mincore, p, size, present);
+  for (size_t i = 0; is_swapping && result == 0 && i < size / CHECK_PAGE; i++)
+    if (((uintptr_t)p / CHECK_PAGE + i) / 64 % 3 == 0)
+      present[i] = 0;
+  return (int)result;
+}
+
+int
+madvise (void *p, size_t size, int advice)
+{
+  if (is_refusing && (advice == MADV_DONTNEED || advice == 24 /* MADV_DONTNEED_LOCKED */))
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  return (int)syscall (SYS_madvise, p, size, advice);
+}
+
+/* A block of SIZE of which a few pages far apart were written. */
+static char *
+sparse (malloc_arena *arena, size_t size)
+{
+  char *p = malloc_arena (arena, malloc, size);
+  CHECK (p != NULL);
+  for (size_t at = size - 70; at > size / 8; at -= size / 8)
+    memset (p + at, 0x5a, 64);
+  memset (p, 0x5a, 5000);
+  return p;
+}
+
+/* Pages of a block that nobody wrote cost nothing when it is freed, cut off or left; nothing of the others stays. */
+static void
+untouched (unsigned lock)
+{
+  enum
+  {
+    MUCH = 32 * MIB,
+    LEAST = 2 * MIB
+  };
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .lock = lock };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  long before = faults ();
+  char *p = sparse (arena, MUCH);
+  free (p);
+  CHECK_EQUAL (count_bytes (0x5a), 0);
+  p = sparse (arena, MUCH);
+  CHECK ((p = realloc (p, MUCH / 16)) != NULL); /* where it is */
+  CHECK (check_all (p, 0x5a, 5000));
+  CHECK (count_bytes (0x5a) <= 5000);
+  free (p);
+  CHECK_EQUAL (count_bytes (0x5a), 0);
+  p = sparse (arena, MUCH);
+  CHECK ((p = realloc (p, 100)) != NULL); /* to a slot */
+  CHECK (check_all (p, 0x5a, 100));
+  free (p);
+  CHECK_EQUAL (count_bytes (0x5a), 0);
+  CHECK (faults () - before < MUCH / (long)CHECK_PAGE / 4);
+  /* A range that stays ready is all zero, whatever the state of its pages. */
+  for (unsigned round = 0; round < 8; round++)
+    {
+      is_swapping = round & 1;
+      is_refusing = round & 2;
+      p = round & 4 ? sparse (arena, LEAST) : malloc_arena (arena, malloc, LEAST);
+      CHECK (p != NULL);
+      if (!(round & 4))
+        memset (p, 0x5a, LEAST);
+      size_t place = (uintptr_t)p;
+      free (p);
+      CHECK_EQUAL (count_bytes (0x5a), 0);
+      CHECK ((p = malloc_arena (arena, malloc, LEAST)) != NULL);
+      CHECK_EQUAL ((uintptr_t)p, place);
+      CHECK (check_all (p, 0, LEAST));
+      memset (p, 0x5a, LEAST);
+      CHECK ((p = realloc (p, LEAST / 3)) != NULL);
+      CHECK (count_bytes (0x5a) <= LEAST / 3);
+      free (p);
+      CHECK_EQUAL (count_bytes (0x5a), 0);
+      is_swapping = is_refusing = false;
+      malloc_arena_trim (arena);
+    }
+  check_honest (arena);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 /* Sizes that share a bin do not share ranges that are too short; larger blocks have no pages to spare. */
 static void
 fitting (void)
@@ -546,6 +643,8 @@ main (void)
       steps (kinds[i], 12 * MIB, 3 * MIB, 4 * MIB, 300, 20);
     }
   steps_after_fork ();
+  untouched (MALLOC_ARENA_LOCK_OFF);
+  untouched (MALLOC_ARENA_LOCK_PREFER);
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     aligned (kinds[i]);
   ready ();
