@@ -19,7 +19,7 @@ enum
    * to so many more. */
   SPARE_PAGES = MA_UNIT_PAGES,
   SPARE_READY = 4 * MA_UNIT_PAGES,
-  ROOM_PART = 8, /* of a block that grew by less than that part of its size: the room behind it, at most */
+  ROOM_PART = 8, /* a block that grew by that part of its size, or less, has up to as much room behind it */
   /* Of what is more to wipe, and new, the kernel is asked which pages are present, */
   PRESENT_LEAST = 256 << 10,
   PRESENT_PAGES = 2048,   /* so many at a time; */
@@ -227,7 +227,7 @@ may_have_room (const struct ma_local *local)
 static inline int
 is_small_step (size_t before, size_t size)
 {
-  return size > before && size - before < before / ROOM_PART;
+  return size > before && size - before <= before / ROOM_PART;
 }
 
 /* Where a block of SIZE ends at the guard, or before it, with as much of ROOM as the range has. */

@@ -2,7 +2,7 @@
  *
  * A large block lies at the end of a range: writing past it faults at once (up to 15 bytes of rounding
  * are canary). Before it come canary bytes where there is room, and an inaccessible page. A freed
- * block is wiped, and its range given back. Only a block that realloc made longer by less than an eighth may end before
+ * block is wiped, and its range given back. Only a block that realloc made longer by an eighth or less may end before
  * its guard, by an eighth of its size and what the range's pages were rounded up by: canary, then zeros. Writing past
  * that one is seen by the next realloc or free. When it grows by more, or shrinks, it ends at the guard again.
  */
@@ -25,7 +25,7 @@ void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void 
 /* Another size in place: the range grows into the units behind it where these are free and the calling thread, of
  * which LOCAL is the part of the arena or NULL, has no better one ready; and what it does not need, where that is
  * half and more, goes back to the kernel at once. The block moves within the range, so that it ends at the guard
- * again, and what it leaves is wiped; but one that grows by less than an eighth stays where it is, if there is room
+ * again, and what it leaves is wiped; but one that grows by an eighth or less stays where it is, if there is room
  * behind it or the range gets pages, or moves to where there is room behind it. In a plain arena it stays where it is,
  * and may end up to a page before the guard, or what its size was rounded up by. NULL where there is no place, and in
  * an isolated arena. Checks as ma_dense_check does, but in a small step within the room only the canary that ends
