@@ -434,6 +434,14 @@ wipe (const struct ma_unit *unit, char *from, char *to)
   ma_wipe_back (from, (size_t)(first - from));
 }
 
+/* The end of what a block and its canary fill, and of the room behind it: what is written there, past the canary, nobody
+ * sees. */
+static char *
+written_end (const struct ma_unit *unit)
+{
+  return unit->tail_most == TAIL ? unit->end : tail_end_of (unit, unit->block + unit->size);
+}
+
 /* Moves the block's first KEPT bytes to TO, and wipes the rest of it and its canaries. */
 static void
 leave (struct ma_unit *unit, void *to, size_t kept)
@@ -445,7 +453,7 @@ leave (struct ma_unit *unit, void *to, size_t kept)
       ma_move (to, unit->block, kept);
       rest = unit->block + kept;
     }
-  wipe (unit, rest, tail_end_of (unit, unit->block + unit->size));
+  wipe (unit, rest, written_end (unit));
 }
 
 void
@@ -566,7 +574,7 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
         place (unit, unit->block, size);
       return p;
     }
-  char *old_end = tail_end_of (unit, unit->block + before);
+  char *old_end = written_end (unit);
   int is_less = 0;
   size_t pages = 0;
   char *block;

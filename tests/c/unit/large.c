@@ -237,6 +237,22 @@ steps (unsigned kind, size_t limit, size_t from, size_t to, size_t step, size_t 
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* What is written far behind such a block, past its canary, does not outlive it. */
+static void
+strays (void)
+{
+  malloc_arena *arena = new_arena (HEAP_SECURE, 0);
+  size_t size = 150000;
+  char *p = malloc_arena (arena, malloc, size);
+  CHECK (p != NULL);
+  for (unsigned i = 0; i < 10; i++)
+    CHECK ((p = realloc (p, size += 100)) != NULL);
+  memset (check_hide (p + size + 5000), 0x5a, 100);
+  free (p);
+  CHECK_EQUAL (count_bytes (0x5a), 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 static void
 grow_in_child (void *data)
 {
@@ -642,6 +658,7 @@ main (void)
       steps (kinds[i], 0, 65536, MIB, 300, 40);
       steps (kinds[i], 12 * MIB, 3 * MIB, 4 * MIB, 300, 20);
     }
+  strays ();
   steps_after_fork ();
   untouched (MALLOC_ARENA_LOCK_OFF);
   untouched (MALLOC_ARENA_LOCK_PREFER);
