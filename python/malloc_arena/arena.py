@@ -161,7 +161,9 @@ class _AsyncIterate(AnyAsyncGenerator):
         self._inner: Any = inner
         self._begun = not hasattr(inner, "ag_frame")
 
-    def __getattr__(self, name: str) -> Any:  # ag_frame, at which an event loop looks
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("ag_"):  # at which an event loop looks
+            raise AttributeError(name)
         return getattr(self._inner, name)
 
     def _step(self, name: str, *args: Any) -> Any:
@@ -176,13 +178,13 @@ class _AsyncIterate(AnyAsyncGenerator):
         """The first step, at which a generator asks who closes it if nobody else does: an event
         loop that is told of this one, and not of the inner one, takes these steps in the arena as
         well."""
-        arena, hooks = self._arena, sys.get_asyncgen_hooks()
+        arena, inner, hooks = self._arena, self._inner, sys.get_asyncgen_hooks()
         told, closes = hooks.firstiter, hooks.finalizer
-        sys.set_asyncgen_hooks(
-            told and (lambda inner: told(self)),
-            closes and (lambda inner: closes(_AsyncIterate(arena, inner))),
-        )
         try:
+            sys.set_asyncgen_hooks(
+                told and (lambda begun: told(self if begun is inner else begun)),
+                closes and (lambda left: closes(_AsyncIterate(arena, left))),
+            )
             return step(*args)
         finally:
             sys.set_asyncgen_hooks(*hooks)

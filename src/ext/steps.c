@@ -30,11 +30,14 @@ steps_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
   self->arena = (struct arena_object *)Py_NewRef (arena);
   self->inner = Py_NewRef (inner);
   self->is_suspended = 0;
-  /* After this one, so that a collection of both finds this one first. */
-  if (PyObject_GC_IsTracked (inner))
+  /* After this one, so that a collection of both ends this one first; and what that one has, after it. */
+  while (PyObject_GC_IsTracked (inner))
     {
       PyObject_GC_UnTrack (inner);
       PyObject_GC_Track (inner);
+      if (Py_TYPE (inner) != state->run_type && Py_TYPE (inner) != state->iterate_type)
+        break;
+      inner = ((struct steps_object *)inner)->inner;
     }
   return (PyObject *)self;
 }
@@ -114,7 +117,7 @@ call_inner (struct steps_object *steps, PyObject *method, PyObject *const *args,
   if (scope_begin (steps->arena, &scope) == 0)
     {
       result = PyObject_Vectorcall (method, args, (size_t)count, NULL);
-      steps->is_suspended = steps->is_suspended && result != NULL;
+      steps->is_suspended = result != NULL;
       result = scope_end (&scope, result);
     }
   Py_DECREF (method);
@@ -160,7 +163,7 @@ steps_close (PyObject *self, PyObject *Py_UNUSED (ignored))
     result = call_inner (steps, method, NULL, 0);
   else if (!PyErr_Occurred ())
     result = Py_NewRef (Py_None);
-  steps->is_suspended = 0;
+  steps->is_suspended &= result == NULL;
   return result;
 }
 
@@ -200,18 +203,22 @@ steps_clear (PyObject *self)
   return 0;
 }
 
-/* What was left in the middle has steps still: its `finally`. Of one that is in use elsewhere that is not for here. */
+/* What was left in the middle has steps still, its `finally`, which it takes as the last reference to it goes. */
 static void
 steps_finalize (PyObject *self)
 {
   struct steps_object *steps = (struct steps_object *)self;
-  if (!steps->is_suspended || Py_REFCNT (steps->inner) != 1)
+  if (!steps->is_suspended)
     return;
   PyObject *error = error_take ();
-  PyObject *closed = steps_close (self, NULL);
-  if (closed == NULL)
+  struct scope scope;
+  if (scope_begin (steps->arena, &scope) == -1)
     PyErr_WriteUnraisable (self);
-  Py_XDECREF (closed);
+  else
+    {
+      steps_clear (self);
+      Py_DECREF (scope_end (&scope, Py_NewRef (Py_None)));
+    }
   error_put (error);
 }
 

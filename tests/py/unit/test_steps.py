@@ -247,8 +247,26 @@ def test_what_is_dropped_ends_in_the_arena(own: Arena) -> None:
         finally:
             ended.append(active())
 
+    class Catches:
+        def each(self) -> Iterator[int]:
+            try:
+                yield 1
+            except KeyError:
+                try:
+                    yield 3
+                finally:
+                    ended.append(active())
+
+    class Nested(Rows):
+        def __init__(self) -> None:
+            self.rows = own.iterate(own.iterate(self.each()))
+
     next(Rows().rows)
     gc.collect()
+    next(Nested().rows)
+    gc.collect()
+    assert ended == [True] * 2
+    ended.clear()
     work: Any = own.run(waits())
     work.send(None)
     error = ValueError("pending while it ends")
@@ -257,7 +275,7 @@ def test_what_is_dropped_ends_in_the_arena(own: Arena) -> None:
             raise error
         finally:
             del work
-    assert ended == [True] * 2
+    assert ended == [True]
 
     # What nobody has begun does not begin now, and what somebody else has goes on.
     inner = Rows().each()
@@ -265,11 +283,31 @@ def test_what_is_dropped_ends_in_the_arena(own: Arena) -> None:
     bound = own.iterate(inner)
     next(bound)
     del bound
-    assert ended == [True] * 2
+    assert ended == [True]
     inner.close()
     with pytest.warns(RuntimeWarning, match="never awaited"):
         own.run(waits())
-    assert ended == [True, True, False]
+    assert ended == [True, False]
+
+    # An iterator that has a close() of its own is dropped, not closed.
+    class Plain:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+        def close(self) -> None:
+            raise AssertionError
+
+    next(own.iterate(Plain()))
+    # Begun elsewhere, and suspended by a throw.
+    inner = Catches().each()
+    next(inner)
+    bound = own.iterate(inner)
+    assert bound.throw(KeyError()) == 3
+    del inner, bound
+    assert ended == [True, False, True]
 
 
 def test_what_does_not_end_when_dropped_is_told(
@@ -305,19 +343,23 @@ def test_an_async_generator_that_is_dropped_ends_in_the_arena(own: Arena) -> Non
 
     kept: list[Any] = []
 
+    async def until(count: int) -> None:
+        while len(ended) < count:
+            await asyncio.sleep(0)
+
     async def main() -> None:
         async for _ in own.iterate(steps()):
             break
         async for _ in own.bind(steps)():
             break
-        await asyncio.sleep(0.01)
+        await until(2)
         assert ended == [True] * 2
         kept.append(own.iterate(steps()))
         await anext(kept[0])
         await anext(own.iterate(Plain()))
         async for _ in steps():
             break
-        await asyncio.sleep(0.01)
+        await until(3)
         assert ended == [True, True, False]
 
     class Plain:
