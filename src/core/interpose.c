@@ -1,4 +1,4 @@
-/* interpose.c - the malloc family, and pthread_create: the only file with the C library's names.
+/* interpose.c - the malloc family, and what of threads concerns it: the only file with the C library's names.
  *
  * Allocation: with no arena active, a tail call of the next implementation in the link map.
  * Everything that takes a block goes by its address. The binding (malloc_arena_call_...) is here as
@@ -530,17 +530,6 @@ start_inside (void *data)
   return start.routine (start.argument);
 }
 
-/* Option `active`: the thread has its part of the arena before its first allocation, which may come from
- * within pthread_getattr_np: that holds a lock of the thread's, and to make the part is to call it. */
-static void *
-start_default (void *data)
-{
-  struct start start = *(struct start *)data;
-  default_local ();
-  ma_release (data);
-  return start.routine (start.argument);
-}
-
 /* Option `inherit`: a thread that is started with an arena active has it active for its life. What a
  * library hands to a worker of its own is what the caller wanted in the arena. */
 MA_EXPORT int
@@ -559,19 +548,16 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
     }
   *(void **)&create = found;
   struct ma_local *local = ma_active;
-  int is_default = local == NULL && next.routine.malloc == always_malloc;
-  if (is_default)
-    local = default_local ();
   if (likely (local == NULL))
     return create (thread, attributes, routine, argument);
   struct start *start = NULL;
-  if (is_default || ma_options ()->inherit == MA_INHERIT)
+  if (ma_options ()->inherit == MA_INHERIT)
     {
       start = ma_alloc (local, sizeof *start);
       if (start == NULL)
         return EAGAIN;
       *start = (struct start){ routine, argument, local->arena };
-      routine = is_default ? start_default : start_inside;
+      routine = start_inside;
       argument = start;
     }
   /* The thread's own tables outlive it, with its stack. */
@@ -581,6 +567,27 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
   if (refused && start)
     ma_release (start);
   return refused;
+}
+
+/* Option `active`: the thread has its part of the arena before the C library allocates here, with a lock of the thread's
+ * held: to make the part is to ask this. */
+MA_EXPORT int
+pthread_getattr_np (pthread_t thread, pthread_attr_t *attributes)
+{
+  static _Atomic (void *) real_ask;
+  int (*ask) (pthread_t, pthread_attr_t *);
+  void *found = atomic_load_explicit (&real_ask, memory_order_relaxed);
+  if (unlikely (found == NULL))
+    {
+      found = dlsym (NEXT, "pthread_getattr_np");
+      if (found == NULL)
+        return ENOSYS;
+      atomic_store_explicit (&real_ask, found, memory_order_relaxed);
+    }
+  *(void **)&ask = found;
+  if (next.routine.malloc == always_malloc)
+    default_local ();
+  return ask (thread, attributes);
 }
 
 /* ---- malloc_arena (arena, routine, ...) ---- */

@@ -1,6 +1,8 @@
 /* MALLOC_ARENA_OPTIONS: each key does what it says, a bad one is named with what is allowed. */
 #include "check.h"
 
+#include <threads.h>
+
 static struct check_outcome
 run (const char *mode, const char *options)
 {
@@ -103,6 +105,12 @@ ask_first (void *data)
 }
 
 /* Every allocation from the first instruction, libraries' and stdio's too. */
+static int
+ask_first_too (void *data)
+{
+  return ask_first (data) != NULL;
+}
+
 static void
 everything (const char *name)
 {
@@ -125,6 +133,12 @@ everything (const char *name)
   CHECK_EQUAL (pthread_create (&thread, NULL, ask_first, arena), 0);
   CHECK_EQUAL (pthread_join (thread, &p), 0);
   CHECK (p == arena);
+  /* Nor does the library see how this one begins. */
+  thrd_t other;
+  if (CHECK_THREAD_SANITIZED)
+    return;
+  CHECK_EQUAL (thrd_create (&other, ask_first_too, NULL), thrd_success);
+  CHECK_EQUAL (thrd_join (other, NULL), thrd_success);
 }
 
 int

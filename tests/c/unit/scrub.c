@@ -4,15 +4,16 @@
 
 static _Atomic unsigned asked;
 
-/* In place of the C library's, for the library too. */
+/* In place of the C library's, for the library too, which calls it right after pthread_getattr_np: of that it has one of
+ * its own. */
 int
-pthread_getattr_np (pthread_t thread, pthread_attr_t *attributes)
+pthread_attr_getstack (const pthread_attr_t *attributes, void **stack, size_t *size)
 {
-  static int (*real) (pthread_t, pthread_attr_t *);
+  static int (*real) (const pthread_attr_t *, void **, size_t *);
   if (real == NULL)
-    *(void **)&real = dlsym (RTLD_NEXT, "pthread_getattr_np");
+    *(void **)&real = dlsym (RTLD_NEXT, "pthread_attr_getstack");
   asked++;
-  return real (thread, attributes);
+  return real (attributes, stack, size);
 }
 
 static volatile char *dead; /* stack of a call that has returned */
