@@ -203,7 +203,9 @@ ma_dense_free_remote (struct ma_unit *unit, size_t slot, size_t size, const void
       while (!atomic_compare_exchange_weak_explicit (&local->queue, &head, unit,
                                                      memory_order_acq_rel, memory_order_relaxed));
     }
-  /* Nobody will take it in if the owner's thread has ended: this one does. */
+  /* Nobody will take it in if the owner's thread has ended: this one does. The fence is for hand_over, which writes the
+   * owner and then looks at the queue. */
+  atomic_thread_fence (memory_order_seq_cst);
   if (unlikely (atomic_load_explicit (&local->owner, memory_order_acquire) == MA_NOBODY))
     ma_slab_adopt (local);
   atomic_fetch_sub_explicit (&local->remote, MA_GUEST, memory_order_release);

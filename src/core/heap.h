@@ -3,7 +3,8 @@
  * Owns: struct malloc_arena, struct ma_local, and the step from address space to memory that has the
  * arena's properties (ma_heap_open and its relatives), where the kernel's refusals are met.
  * Locks: arena->lock guards the arena's lists; local->lock guards a local arena's lists against
- * everyone but its owner's fast paths, which take no lock. Order: table, local, arena, region.
+ * everyone but its owner's fast paths, which take no lock. Order: table, local, fork_lock, arena,
+ * region.
  * Invariant: a local arena has one owner at a time; only the owner touches current, the spots, the free bits
  * and the counters, or, while the owner is MA_NOBODY, whoever holds local->lock.
  */

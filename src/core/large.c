@@ -390,7 +390,7 @@ ma_large_check (struct ma_unit *unit, const void *p)
 /* Wipes whole pages from AT on, of which PRESENT tells: one that is not was never written, and a look at it takes a
  * fault, or is in swap, and must not come back from there. So these are dropped. */
 static void
-wipe_pages (const struct ma_unit *unit, char *at, size_t pages, const unsigned char *present)
+wipe_pages (struct ma_unit *unit, char *at, size_t pages, const unsigned char *present)
 {
   for (size_t end = pages, first; end > 0; end = first)
     {
@@ -401,6 +401,8 @@ wipe_pages (const struct ma_unit *unit, char *at, size_t pages, const unsigned c
       size_t bytes = (end - first) << MA_PAGE_SHIFT;
       if (is_present || end - first < ABSENT_PAGES || os_discard (run, bytes, unit->is_locked))
         ma_wipe_back (run, bytes);
+      else
+        unit->is_sparse = 1;
     }
 }
 
@@ -408,7 +410,7 @@ wipe_pages (const struct ma_unit *unit, char *at, size_t pages, const unsigned c
  * its pages by then, and the question takes a tenth of a wipe's time, but next to nothing of what new pages take.
  * Secret memory is a file's. */
 static void
-wipe (const struct ma_unit *unit, char *from, char *to)
+wipe (struct ma_unit *unit, char *from, char *to)
 {
   if (to - from < PRESENT_LEAST || !unit->is_new || unit->state & MA_UNIT_SECRET)
     {
@@ -434,15 +436,8 @@ wipe (const struct ma_unit *unit, char *from, char *to)
   ma_wipe_back (from, (size_t)(first - from));
 }
 
-/* The end of what a block and its canary fill, and of the room behind it: what is written there, past the canary, nobody
- * sees. */
-static char *
-written_end (const struct ma_unit *unit)
-{
-  return unit->tail_most == TAIL ? unit->end : tail_end_of (unit, unit->block + unit->size);
-}
-
-/* Moves the block's first KEPT bytes to TO, and wipes the rest of it and its canaries. */
+/* Moves the block's first KEPT bytes to TO, and wipes the rest of it and its canaries, and up to the guard: what was
+ * written behind the canary of a block that ends before it, nobody saw. */
 static void
 leave (struct ma_unit *unit, void *to, size_t kept)
 {
@@ -453,7 +448,7 @@ leave (struct ma_unit *unit, void *to, size_t kept)
       ma_move (to, unit->block, kept);
       rest = unit->block + kept;
     }
-  wipe (unit, rest, written_end (unit));
+  wipe (unit, rest, unit->end);
 }
 
 void
@@ -574,7 +569,7 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
         place (unit, unit->block, size);
       return p;
     }
-  char *old_end = written_end (unit);
+  char *old_end = unit->end;
   int is_less = 0;
   size_t pages = 0;
   char *block;

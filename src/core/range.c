@@ -222,6 +222,7 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
       return 0;
     }
   int locked = 0;
+  hold_fork (arena, 1);
   if (ma_heap_open (arena, unit->end, bytes, &state) || state != unit->state
       || (is_lockable (arena, unit, pages)
           && (ma_heap_lock (arena, unit->end, bytes, state, &locked) || locked != unit->is_locked)))
@@ -232,6 +233,7 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
       /* What cannot be closed stays the run's, which would otherwise end in open pages. */
       if (ma_heap_close (unit->end, bytes, state) == 0 && units > unit->units)
         ma_region_give (unit + unit->units, units - unit->units);
+      hold_fork (arena, 0);
       return 0;
     }
   pthread_mutex_lock (&arena->lock);
@@ -245,6 +247,7 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
   unit->is_new = 1;
   unit->bin = bin_for (pages);
   pthread_mutex_unlock (&arena->lock);
+  hold_fork (arena, 0);
   return 1;
 }
 
@@ -379,7 +382,8 @@ ma_range_give (struct ma_local *local, struct ma_unit *unit)
     {
       if (unit->is_locked)
         ma_count (&warm_locked, bytes);
-      unit->is_new = 0;
+      unit->is_new = unit->is_sparse;
+      unit->is_sparse = 0;
       unit->epoch = local->warm_epoch;
       unit->next = local->warm[bin];
       local->warm[bin] = unit;

@@ -32,14 +32,15 @@ void
 ma_receipt (malloc_arena *arena, struct malloc_arena_receipt *receipt)
 {
   receipt->requested = requested (arena);
-  /* Of the same moment: other threads take memory and give it back meanwhile. */
-  do
+  /* Of the same moment: other threads take memory and give it back meanwhile, but not always. */
+  for (unsigned i = 0; i < 100; i++)
     {
       receipt->mapped_bytes = atomic_load (&arena->mapped);
       receipt->locked_bytes = atomic_load (&arena->locked);
+      if (receipt->mapped_bytes == atomic_load (&arena->mapped)
+          && receipt->locked_bytes == atomic_load (&arena->locked))
+        break;
     }
-  while (receipt->mapped_bytes != atomic_load (&arena->mapped)
-         || receipt->locked_bytes != atomic_load (&arena->locked));
   receipt->obtained = receipt->requested;
   for (unsigned i = 0; i < MALLOC_ARENA_PROPERTIES; i++)
     {

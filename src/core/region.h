@@ -129,7 +129,8 @@ struct ma_unit
       int is_locked;
       unsigned tag;       /* of the block, or of the last one */
       unsigned tail_most; /* canary bytes after the block, if that ends before the guard */
-      int is_new; /* has pages that were never ready: those that nobody wrote are not present */
+      int is_new;         /* may have pages that are not present, as nobody has written them, */
+      int is_sparse;      /* and has: they were not written when it was wiped last */
     };
   };
   _Atomic uint64_t

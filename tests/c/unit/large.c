@@ -642,6 +642,22 @@ bounded_for_all (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* What was written behind the canary of a block that a large alignment keeps from its guard is gone with it. */
+static void
+aligned_stray (void)
+{
+  malloc_arena *arena = new_arena (HEAP_SECURE, 0);
+  char *p = malloc_arena (arena, aligned_alloc, (size_t)1 << 16, (size_t)70000);
+  CHECK (p != NULL);
+  memset (check_hide (p) + 70000 + 2 * CHECK_PAGE, 0x5a, 12);
+  free (p);
+  CHECK_EQUAL (count_bytes (0x5a), 0);
+  char *q = malloc_arena (arena, calloc, (size_t)1, (size_t)190000);
+  CHECK (q != NULL && check_all (q, 0, 190000));
+  free (q);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -668,5 +684,6 @@ main (void)
   fitting ();
   bounded ();
   bounded_for_all ();
+  aligned_stray ();
   return 0;
 }
