@@ -146,7 +146,9 @@ def exhausted(
             "Raise limit="
         )
     if limit:
-        return f'arena "{name}" is at its limit of {limit} bytes: {state}. Raise limit=, {or_less}'
+        back = "" if requested else " (a scope keeps a sixteenth of it back, for tracebacks)"
+        full = f'arena "{name}" is at its limit of {limit} bytes'
+        return f"{full}: {state}. Raise limit={back}, {or_less}"
     if requested >= region:
         return (
             f'arena "{name}" cannot give {requested} bytes: all arenas together have {region} '
@@ -162,8 +164,8 @@ def exhausted(
     if _may_lock(locked):
         return (
             f"{reason}. Raise RLIMIT_AS (ulimit -v) or the memory limit of the container, "
-            f"{or_less}. If it is more than all arenas together have addresses for, {region} "
-            f"bytes: {_raise_region(region)}"
+            f"{or_less}. A single block of more than {region} bytes needs more address space: "
+            f"{_raise_region(region)}"
         )
     return f'{reason}; RLIMIT_MEMLOCK is {lock_limit()}. {_RAISE_LOCK_LIMIT}, or use lock="prefer"'
 

@@ -95,7 +95,7 @@ class Stats:
     live_blocks: int
     live_bytes: int
     """As requested by the callers."""
-    peak_bytes: int  # no more lived at one time; small and large blocks, each at their most
+    peak_bytes: int  # an upper bound: small blocks' most plus large ones', maybe at different times
     limit_bytes: int
     """0: no limit."""
     mapped_bytes: int

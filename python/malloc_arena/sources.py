@@ -111,8 +111,8 @@ def from_env(  # noqa: F811
 ) -> _core.SecretBuffer | str:
     """An environment variable, which is gone then: removed from os.environ and from the environment
     of C, and wiped where it was, also in what others see in /proc/PID/environ. KeyError if there is
-    no such variable. After any other error it is as it was. The parent process, and children
-    started before, have their own copies."""
+    no such variable. Where the secret cannot be made of it, it is as it was. The parent process,
+    and children started before, have their own copies."""
 
     def finish(buffer: _core.SecretBuffer) -> _core.SecretBuffer | str:
         return _finish(buffer, as_str, False, arena)

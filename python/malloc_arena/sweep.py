@@ -37,9 +37,11 @@ def clear_free_lists() -> None:
         gc.collect()
     else:
         # With everything set aside there is nothing else for it to do.
-        gc.freeze()
-        gc.collect()
-        gc.unfreeze()
+        try:
+            gc.freeze()
+            gc.collect()
+        finally:
+            gc.unfreeze()
     while _set_aside:
         gc.callbacks.append(_set_aside.pop())
 

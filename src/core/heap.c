@@ -38,7 +38,8 @@ int
 ma_heap_charge (malloc_arena *arena, size_t bytes, int is_slab)
 {
   size_t limit = arena->limit != 0 ? arena->limit : SIZE_MAX;
-  if (!is_slab || ma_refused != arena)
+  /* Nothing is kept back of who has no scope to leave. */
+  if (ma_active != NULL && ma_active->arena == arena && !(is_slab && ma_refused == arena))
     limit -= atomic_load_explicit (&arena->reserve, memory_order_relaxed);
   size_t now = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
   /* Never more for a moment either: what does not fit must not be in the way of what does. */

@@ -60,9 +60,9 @@ MA_EXPORT void *ma_object_alloc (struct ma_local *local, size_t size);
 MA_EXPORT void *ma_object_zalloc (struct ma_local *local, size_t count, size_t size);
 MA_EXPORT void *ma_object_resize (void *p, size_t size);
 MA_EXPORT void ma_object_free (void *p);
-/* Before the first object of the arena. If it has a limit, a sixteenth of that, up to 1 MiB, is a reserve from now on,
- * for small objects of a thread that was refused one: a runtime that tells of that makes some for each frame that it
- * leaves. */
+/* Before the first object of the arena. If it has a limit, a sixteenth of that, up to 1 MiB, is a reserve from now on
+ * where the arena is active: for small objects of a thread that was refused one, as a runtime that tells of that makes
+ * some for each frame that it leaves. */
 MA_EXPORT void ma_object_begin (malloc_arena *arena);
 /* The arena that refused an object of this thread last, NULL if none since it was forgotten. */
 MA_EXPORT malloc_arena *ma_object_refused (void);

@@ -275,8 +275,8 @@ buffer_equal (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t co
       int equal = are_equal (a, b);
       return equal == -1 ? NULL : PyBool_FromLong (equal);
     }
-  /* Under -b, == of these is a warning. */
-  if (is_text == 1 && is_buffer == 1)
+  /* Under -b, == of these is a warning, and so is that of bytes and a number. */
+  if (is_buffer == 1 && (is_text == 1 || PyLong_Check (a) || PyLong_Check (b)))
     Py_RETURN_FALSE;
   if (is_text != 2)
     return are_equal_values (a, b);

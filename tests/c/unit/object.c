@@ -293,6 +293,7 @@ has_reserve (unsigned kind)
   CHECK (arena != NULL);
   ma_object_begin (arena);
   ma_object_forget_refused ();
+  malloc_arena_enter (arena);
   size_t n = 0, size = 3000, before, after;
   while ((many[n] = object (arena, size)) != NULL)
     n++;
@@ -307,6 +308,7 @@ has_reserve (unsigned kind)
   while (more > 0)
     ma_object_free (many[n + --more]);
   ma_object_forget_refused ();
+  malloc_arena_leave (arena);
   while (n > 0)
     ma_object_free (many[--n]);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);

@@ -348,6 +348,17 @@ def test_a_full_arena_says_so() -> None:
     assert arena.owns(id(kept[0]))
 
 
+def test_a_buffer_may_have_the_whole_limit() -> None:
+    """Of which a scope keeps a part back for its tracebacks, but only for itself."""
+    arena = Arena(HEAP_SECURE, name="whole", limit=1 << 20)
+    with arena:
+        pass
+    arena.buffer(1 << 20).close()
+    with pytest.raises(MemoryError, match="keeps a sixteenth of it back"), arena:
+        bytearray((1 << 20) - 16384)
+    arena.close()
+
+
 @pytest.mark.parametrize("kind", [malloc_arena.HEAP_DEFAULT, malloc_arena.HEAP_SECURE])
 @pytest.mark.parametrize("depth", [3, 50, 300])
 def test_there_is_a_way_out_of_deep_calls(kind: int, depth: int) -> None:

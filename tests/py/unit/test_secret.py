@@ -212,7 +212,8 @@ def test_text_is_not_asked_about_bytes() -> None:
             "-bb",
             "-c",
             "from malloc_arena import Secret\n"
-            "for a, b in (('a', b'a'), (b'a', 'a'), ('a', bytearray(b'a'))):\n"
+            "for a, b in (('a', b'a'), (b'a', 'a'), ('a', bytearray(b'a')), (b'a', 5),\n"
+            "             (5, b'a')):\n"
             "    assert Secret(a) != Secret(b) and Secret(a) != b",
         ],
         capture_output=True,

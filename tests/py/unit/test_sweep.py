@@ -233,7 +233,7 @@ for text in (lambda: "warm", lambda: "n" + make().hex()):
 show(left=vault.stats().live_blocks - before)
 """
     )
-    assert process.shown()["left"] == (sys.version_info[1] in versions)
+    assert (process.shown()["left"] > 0) == (sys.version_info[1] in versions)
     process.ends()
 
 
