@@ -165,16 +165,18 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
   hold_fork (arena, 0);
   if (refused == 0)
     {
-      int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
+      int locked;
+      int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &locked);
       /* The limit may be spent on what nobody uses. */
       if (unlockable && !less_will_do)
         {
           pthread_mutex_lock (&local->lock);
           ma_local_reclaim (local);
           ma_others_reclaim (arena);
-          unlockable = ma_heap_lock (arena, start, bytes, unit->state, &unit->is_locked);
+          unlockable = ma_heap_lock (arena, start, bytes, unit->state, &locked);
           pthread_mutex_unlock (&local->lock);
         }
+      __atomic_store_n (&unit->is_locked, locked, __ATOMIC_RELAXED); /* walks see it */
       if (unlockable)
         refused = less_will_do ? ENOMEM : ma_heap_unlockable (arena, unlockable);
     }

@@ -134,8 +134,9 @@ walk_large (struct walk *walk, const struct ma_unit *unit)
   const char *end = unit->end;
   int is_live = atomic_load_explicit (&unit->large, memory_order_acquire) == MA_LARGE_LIVE;
   unsigned state = is_live ? MALLOC_ARENA_EXTENT_LIVE : MALLOC_ARENA_EXTENT_FREE;
-  unsigned flags = flags_of (walk->arena, unit) | MALLOC_ARENA_GUARDED
-                   | (unit->is_locked ? MALLOC_ARENA_LOCKED : 0);
+  unsigned flags
+      = flags_of (walk->arena, unit) | MALLOC_ARENA_GUARDED
+        | (__atomic_load_n (&unit->is_locked, __ATOMIC_RELAXED) ? MALLOC_ARENA_LOCKED : 0);
   put (walk, MALLOC_ARENA_EXTENT_LARGE, state, flags, start, (size_t)(end - start), 0);
   if (start != unit->base)
     put (walk, MALLOC_ARENA_EXTENT_GUARD, 0, 0, unit->base, (size_t)(start - unit->base), 0);
