@@ -513,6 +513,19 @@ malloc_trim (size_t pad)
 
 /* ---- threads ---- */
 
+/* The C library's NAME, looked for once, in whatever thread comes first; NULL if it has none. */
+static void *
+find_once (_Atomic (void *) *found, const char *name)
+{
+  void *p = atomic_load_explicit (found, memory_order_relaxed);
+  if (unlikely (p == NULL))
+    {
+      p = dlsym (NEXT, name);
+      atomic_store_explicit (found, p, memory_order_relaxed);
+    }
+  return p;
+}
+
 struct start
 {
   void *(*routine) (void *);
@@ -536,17 +549,11 @@ MA_EXPORT int
 pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*routine) (void *),
                 void *argument)
 {
-  static _Atomic (void *) real_create;
+  static _Atomic (void *) found;
   int (*create) (pthread_t *, const pthread_attr_t *, void *(*) (void *), void *);
-  void *found = atomic_load_explicit (&real_create, memory_order_relaxed);
-  if (unlikely (found == NULL))
-    {
-      found = dlsym (NEXT, "pthread_create");
-      if (found == NULL)
-        return EAGAIN;
-      atomic_store_explicit (&real_create, found, memory_order_relaxed);
-    }
-  *(void **)&create = found;
+  *(void **)&create = find_once (&found, "pthread_create");
+  if (unlikely (create == NULL))
+    return EAGAIN;
   struct ma_local *local = ma_active;
   if (likely (local == NULL))
     return create (thread, attributes, routine, argument);
@@ -574,17 +581,11 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
 MA_EXPORT int
 pthread_getattr_np (pthread_t thread, pthread_attr_t *attributes)
 {
-  static _Atomic (void *) real_ask;
+  static _Atomic (void *) found;
   int (*ask) (pthread_t, pthread_attr_t *);
-  void *found = atomic_load_explicit (&real_ask, memory_order_relaxed);
-  if (unlikely (found == NULL))
-    {
-      found = dlsym (NEXT, "pthread_getattr_np");
-      if (found == NULL)
-        return ENOSYS;
-      atomic_store_explicit (&real_ask, found, memory_order_relaxed);
-    }
-  *(void **)&ask = found;
+  *(void **)&ask = find_once (&found, "pthread_getattr_np");
+  if (unlikely (ask == NULL))
+    return ENOSYS;
   if (next.routine.malloc == always_malloc)
     default_local ();
   return ask (thread, attributes);
