@@ -406,9 +406,8 @@ wipe_pages (struct ma_unit *unit, char *at, size_t pages, const unsigned char *p
     }
 }
 
-/* Wipes what may be much, and may never have been written. Of a range that was ready the kernel is not asked: it has
- * its pages by then, and the question takes a tenth of a wipe's time, but next to nothing of what new pages take.
- * Secret memory is a file's. */
+/* Wipes what may be much, and may never have been written. Of a range that was ready, and of which no page was missing
+ * at its last wipe, the kernel is not asked: the question takes a tenth of the time. Secret memory is a file's. */
 static void
 wipe (struct ma_unit *unit, char *from, char *to)
 {
