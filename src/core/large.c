@@ -15,11 +15,11 @@ enum
   VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
   SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
   SAMPLE = 64,
-  /* A block that grew gets a half more than it needs, up to so many pages; of what is ready twice as much, up
-   * to so many more. */
-  SPARE_PAGES = MA_UNIT_PAGES,
+  /* A block that grew gets more than it needs: so many bytes at most, or that part of its size; of what is ready as many
+   * pages again, and so many at most. */
+  SPARE = MA_UNIT,
+  ROOM_PART = 8,
   SPARE_READY = 4 * MA_UNIT_PAGES,
-  ROOM_PART = 8, /* a block that grew by that part of its size, or less, has up to as much room behind it */
   /* Of what is more to wipe, and new, the kernel is asked which pages are present, */
   PRESENT_LEAST = 256 << 10,
   PRESENT_PAGES = 2048,   /* so many at a time; */
@@ -84,11 +84,14 @@ lead_of (const struct ma_unit *unit, char *block)
   return block - start < LEAD ? start : block - LEAD;
 }
 
+/* With the range, or with a cache line: what comes after it is looked at line by line. */
 static char *
 tail_end_of (const struct ma_unit *unit, char *tail)
 {
   char *end = unit->end;
-  return end - tail < unit->tail_most ? end : tail + unit->tail_most;
+  return end - tail <= unit->tail_most
+             ? end
+             : (char *)os_round_up ((uintptr_t)(tail + unit->tail_most), SAMPLE);
 }
 
 /* Whether the canaries are the usual ones: LEAD bytes before the block, and after it the few that its size was
@@ -166,12 +169,18 @@ is_intact (const struct ma_unit *unit)
 /* ---- alloc ---- */
 
 static __attribute__ ((noinline)) MA_CLONED int
-is_still_zero (const char *p, size_t size)
+is_all_zero (const char *from, const char *to)
+{
+  return ma_is_zero (from, (size_t)(to - from));
+}
+
+static __attribute__ ((noinline)) MA_CLONED int
+is_still_zero (const char *p, const char *end)
 {
   typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
-  /* Whole cache lines around the request: the range is zero beyond it as well. */
+  /* Whole cache lines around it: the range is zero beyond it as well. */
   const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)(SAMPLE - 1));
-  const char *to = (const char *)os_round_up ((uintptr_t)p + size, SAMPLE);
+  const char *to = (const char *)os_round_up ((uintptr_t)end, SAMPLE);
   if (to - from <= VERIFIED_BYTES)
     return ma_is_zero (from, (size_t)(to - from));
   /* One test for all samples: one for each took a twentieth of a large block's time. */
@@ -224,37 +233,31 @@ may_have_room (const struct ma_local *local)
   return !(arena->is_plain | arena->is_isolated | arena->is_secretmem | local->is_tagged);
 }
 
-static inline int
-is_small_step (size_t before, size_t size)
+/* How many bytes more a block has that grew from BEFORE: for a step twice as long, as the next one is of a block that
+ * doubles, or for many short ones. */
+static size_t
+spare_for (size_t before, size_t size)
 {
-  return size > before && size - before <= before / ROOM_PART;
-}
-
-/* Where a block of SIZE ends at the guard, or before it, with as much of ROOM as the range has. */
-static char *
-place_with_room (const struct ma_unit *unit, size_t size, size_t room)
-{
-  char *block = unit->end - os_round_up (size, 16);
-  size_t front = (size_t)(block - ma_range_start (unit));
-  size_t most = front > LEAD ? front - LEAD : 0;
-  return block - ((room < most ? room : most) & ~(size_t)15);
+  size_t step = size - before < SPARE ? size - before : SPARE;
+  size_t next = 2 * step < size ? 2 * step : size;
+  size_t least = size / ROOM_PART;
+  return next > least ? next : least;
 }
 
 /* The place of a block in its range, and all that is known of it. */
 static inline void *
 settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, size_t align,
-        size_t behind)
+        int has_room)
 {
   malloc_arena *arena = local->arena;
   /* An empty block needs an address of its own, before the guard. */
   size_t room = size | (size == 0);
-  char *block = behind != 0 ? place_with_room (unit, size, behind)
-                            : (char *)((uintptr_t)(unit->end - room) & ~(uintptr_t)(align - 1));
-  size_t looked_at = behind != 0 ? (size_t)(unit->end - block) : size;
-  if (is_warm && local->is_verified && !is_still_zero (block, looked_at))
-    ma_fatal_block ("use after wipe", block, arena->name);
+  char *block = has_room ? ma_range_start (unit)
+                         : (char *)((uintptr_t)(unit->end - room) & ~(uintptr_t)(align - 1));
   unit->local = local;
-  unit->tail_most = behind != 0 ? TAIL : (unsigned)MA_PAGE;
+  unit->tail_most = has_room ? TAIL : (unsigned)MA_PAGE;
+  if (is_warm && local->is_verified && !is_still_zero (block, tail_end_of (unit, block + size)))
+    ma_fatal_block ("use after wipe", block, arena->name);
   place (unit, block, size);
   atomic_store_explicit (&unit->large, MA_LARGE_LIVE, memory_order_release);
   ma_count (&arena->large_blocks, 1);
@@ -264,7 +267,7 @@ settle (struct ma_local *local, struct ma_unit *unit, int is_warm, size_t size, 
 }
 
 static inline __attribute__ ((always_inline)) void *
-alloc (struct ma_local *local, size_t size, size_t align, size_t behind, int *is_zero)
+alloc (struct ma_local *local, size_t size, size_t align, int has_room, int *is_zero)
 {
   if (align < 16)
     align = 16;
@@ -295,7 +298,7 @@ alloc (struct ma_local *local, size_t size, size_t align, size_t behind, int *is
       return NULL;
     }
   *is_zero = !is_warm || local->is_wiped;
-  return settle (local, unit, is_warm, size, align, behind);
+  return settle (local, unit, is_warm, size, align, has_room);
 }
 
 void *
@@ -323,23 +326,22 @@ void *
 ma_large_grown (struct ma_local *local, size_t size, size_t before)
 {
   malloc_arena *arena = local->arena;
-  size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-  size_t room = is_small_step (before, size) && may_have_room (local) ? size / ROOM_PART : 0;
+  int has_room = may_have_room (local);
   if (size <= arena->spare_most)
     {
+      size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
       struct ma_unit *unit
           = ma_range_ready (local, ma_range_pages (arena, pages), roomy_pages (pages));
       if (unit != NULL)
-        return settle (local, unit, 1, size, 16, room);
-      size_t spare = pages < SPARE_PAGES * 2 ? pages / 2 : SPARE_PAGES;
-      size_t room_pages = room >> MA_PAGE_SHIFT;
-      pages = ma_range_pages (arena, pages + (spare > room_pages ? spare : room_pages));
+        return settle (local, unit, 1, size, 16, has_room);
+      pages = (size + spare_for (before, size) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+      pages = ma_range_pages (arena, pages);
       if (can_spare (arena, pages << MA_PAGE_SHIFT)
           && (unit = ma_range_open (local, pages, 1)) != NULL)
-        return settle (local, unit, 0, size, 16, room);
+        return settle (local, unit, 0, size, 16, has_room);
     }
   int is_zero;
-  return alloc (local, size, 16, room, &is_zero);
+  return alloc (local, size, 16, has_room, &is_zero);
 }
 
 /* ---- free ---- */
@@ -435,11 +437,32 @@ wipe (struct ma_unit *unit, char *from, char *to)
   ma_wipe_back (from, (size_t)(first - from));
 }
 
-/* Moves the block's first KEPT bytes to TO, and wipes the rest of it and its canaries, and up to the guard: what was
- * written behind the canary of a block that ends before it, nobody saw. */
+/* Whether the room behind the block is looked at, which is all zero. Where it may have pages that were never touched,
+ * the look would make them. */
+static int
+has_checked_room (const struct ma_unit *unit)
+{
+  return unit->tail_most == TAIL && unit->local->is_verified && !unit->is_new;
+}
+
+static _Noreturn void
+room_written (const struct ma_unit *unit)
+{
+  ma_fatal_block ("canary overwritten", unit->block, unit->local->arena->name);
+}
+
+/* Moves the block's first KEPT bytes to TO, and wipes the rest of it and its canaries, and up to the guard, where
+ * something may have been written: a look at the room of a block that grew is less than a wipe, and tells. */
 static void
 leave (struct ma_unit *unit, void *to, size_t kept)
 {
+  char *end = unit->end;
+  if (has_checked_room (unit))
+    {
+      end = tail_end_of (unit, unit->block + unit->size);
+      if (unlikely (!is_all_zero (end, unit->end)))
+        room_written (unit);
+    }
   char *rest = lead_of (unit, unit->block);
   if (kept > 0)
     {
@@ -447,7 +470,7 @@ leave (struct ma_unit *unit, void *to, size_t kept)
       ma_move (to, unit->block, kept);
       rest = unit->block + kept;
     }
-  wipe (unit, rest, unit->end);
+  wipe (unit, rest, end);
 }
 
 void
@@ -492,27 +515,29 @@ moves_better (struct ma_local *local, size_t size, size_t pages)
 }
 
 /* Whether a block with room behind it grew there, which takes no pass over it: what is canary no more is looked at and
- * wiped, and 16 bytes or more after that are looked at; at the rest the free looks. */
+ * wiped, and so is what comes after it up to the new canary's end, in samples; at the rest the free looks. */
 static int
 grow_into_room (struct ma_unit *unit, size_t size)
 {
   char *block = unit->block;
   char *tail = block + unit->size, *new_tail = block + size;
-  char *end = tail_end_of (unit, tail);
+  char *end = tail_end_of (unit, tail), *new_end = tail_end_of (unit, new_tail);
   char *no_more = new_tail < end ? new_tail : end;
   char *seen = (char *)os_round_up ((uintptr_t)no_more + 16, 8);
   /* If not, the caller looks at it all: zeros are right in a forked child. */
   if (!is_filled (lead_of (unit, block), block) || !is_filled (tail, seen < end ? seen : end))
     return 0;
+  if (has_checked_room (unit) && end < new_end && unlikely (!is_still_zero (end, new_end)))
+    room_written (unit);
   ma_wipe_inline (tail, (size_t)(no_more - tail));
-  fill (new_tail < end ? end : new_tail, tail_end_of (unit, new_tail));
+  fill (new_tail < end ? end : new_tail, new_end);
   resized (unit, size);
   return 1;
 }
 
-/* Where in its range, which may be given pages, a block goes on that grows by a small step; NULL if it has to leave
- * it. Where a step makes it move, the next ones do not: there is room behind it, of a sixteenth of its size or more,
- * or it is at the range's start and the range takes pages one by one. */
+/* Where in its range, which may be given pages, a block goes on that grows; NULL if it has to leave it. Where a step
+ * makes it move, the next ones do not: it is at the range's start then, with room behind it, of a sixteenth of its
+ * size or more, or the range takes pages one by one. */
 static char *
 make_room (struct ma_local *local, struct ma_unit *unit, size_t size)
 {
@@ -520,16 +545,16 @@ make_room (struct ma_local *local, struct ma_unit *unit, size_t size)
   char *start = ma_range_start (unit);
   char *block = unit->block;
   size_t needed = os_round_up (size, 16);
+  size_t spare = size / ROOM_PART;
   if (needed <= (size_t)(unit->end - block))
     return block;
-  if (needed + LEAD + size / ROOM_PART / 2 <= (size_t)(unit->end - start))
-    return place_with_room (unit, size, size / ROOM_PART);
+  if (needed + spare / 2 <= (size_t)(unit->end - start))
+    return start;
   size_t pages = ma_range_pages (arena, (needed + MA_PAGE - 1) >> MA_PAGE_SHIFT);
   if (pages > unit->pages && moves_better (local, size, pages))
     return NULL;
   size_t from_start = (size_t)(block - start) + needed;
-  size_t roomy
-      = ma_range_pages (arena, (from_start + size / ROOM_PART + MA_PAGE - 1) >> MA_PAGE_SHIFT);
+  size_t roomy = ma_range_pages (arena, (from_start + spare + MA_PAGE - 1) >> MA_PAGE_SHIFT);
   if (can_spare (arena, (roomy - unit->pages) << MA_PAGE_SHIFT)
       && ma_range_grow (arena, unit, roomy))
     return block;
@@ -546,11 +571,10 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
   malloc_arena *arena = unit->local->arena;
   check_pointer (unit, p);
   size_t before = *size_before = unit->size;
-  int is_small = is_small_step (before, size) && size >= arena->threshold;
-  int is_step = is_small && may_have_room (unit->local);
+  int has_room = size > before && may_have_room (unit->local);
   size_t room_before = (size_t)(unit->end - unit->block) - before;
-  if ((is_step || (is_small && arena->is_plain && !unit->local->is_tagged)) && room_before >= 16
-      && size - before <= room_before && grow_into_room (unit, size))
+  if ((has_room || (size > before && arena->is_plain && !unit->local->is_tagged))
+      && room_before >= 16 && size - before <= room_before && grow_into_room (unit, size))
     return p;
   check_canaries (unit, p);
   if (size < arena->threshold || size > PTRDIFF_MAX - MA_UNIT)
@@ -572,7 +596,7 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
   int is_less = 0;
   size_t pages = 0;
   char *block;
-  if (is_step)
+  if (has_room)
     {
       block = make_room (local, unit, size);
       if (block == NULL)
@@ -614,7 +638,7 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
   if (is_less)
     ma_range_shrink (arena, unit, pages);
   resized (unit, size);
-  unit->tail_most = is_step ? TAIL : (unsigned)MA_PAGE;
+  unit->tail_most = has_room ? TAIL : (unsigned)MA_PAGE;
   place (unit, block, size);
   return give_tag (unit);
 }
