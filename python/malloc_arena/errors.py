@@ -133,20 +133,21 @@ def exhausted(
     locked: int,
     requested: int,
     region: int,
+    in_scope: bool,
 ) -> str:
     """Why an arena gives no more memory. REQUESTED is 0 where it is not known; REGION are all
-    arenas' addresses."""
+    arenas' addresses. IN_SCOPE: a part of the limit is kept back."""
     state = f"now it holds {held} bytes ({locked} locked), {live} of them in {blocks} live blocks"
     if requested:
         state = f"{requested} more were asked for, and {state}"
     or_less = "or drop what is still alive in it" if blocks else "or ask for less at once"
+    back = " (a scope keeps a sixteenth of it back, for tracebacks)" if in_scope else ""
     if limit and requested > limit:
         return (
             f'arena "{name}" has a limit of {limit} bytes, and {requested} were asked for at once. '
-            "Raise limit="
+            f"Raise limit={back}"
         )
     if limit:
-        back = "" if requested else " (a scope keeps a sixteenth of it back, for tracebacks)"
         full = f'arena "{name}" is at its limit of {limit} bytes'
         return f"{full}: {state}. Raise limit={back}, {or_less}"
     if requested >= region:

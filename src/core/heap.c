@@ -32,14 +32,14 @@ ma_heap_bounds (malloc_arena *arena)
   arena->warm_lockable = lockable / 8 * 3;
 }
 
-__thread malloc_arena *ma_refused __attribute__ ((tls_model ("initial-exec")));
+__thread struct ma_refusal ma_refused __attribute__ ((tls_model ("initial-exec")));
 
 int
 ma_heap_charge (malloc_arena *arena, size_t bytes, int is_slab)
 {
   size_t limit = arena->limit != 0 ? arena->limit : SIZE_MAX;
   /* Nothing is kept back of who has no scope to leave. */
-  if (ma_active != NULL && ma_active->arena == arena && !(is_slab && ma_refused == arena))
+  if (ma_active != NULL && ma_active->arena == arena && !(is_slab && ma_refused.arena == arena))
     limit -= atomic_load_explicit (&arena->reserve, memory_order_relaxed);
   size_t now = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
   /* Never more for a moment either: what does not fit must not be in the way of what does. */

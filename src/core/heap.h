@@ -203,8 +203,13 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
 extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
-/* The arena that refused this thread an object last: of its reserve the thread may have slabs then. */
-extern MA_HIDDEN __thread malloc_arena *ma_refused __attribute__ ((tls_model ("initial-exec")));
+/* The arena that refused this thread an object last, of so many bytes: of its reserve the thread may have slabs then. */
+struct ma_refusal
+{
+  malloc_arena *arena;
+  size_t size;
+};
+extern MA_HIDDEN __thread struct ma_refusal ma_refused __attribute__ ((tls_model ("initial-exec")));
 
 /* Sets spare_most, a quarter of what the arena may have, so that who comes later finds the rest, and the bounds of what
  * stays warm, three eighths. No spare pages for secret memory, where the kernel's refusal of one would be told as a

@@ -25,22 +25,23 @@ ma_object_begin (malloc_arena *arena)
 }
 
 static MA_COLD void *
-refused (struct ma_local *local)
+refused (malloc_arena *arena, size_t size)
 {
-  ma_refused = local->arena;
+  ma_refused = (struct ma_refusal){ arena, size };
   return NULL;
 }
 
 malloc_arena *
-ma_object_refused (void)
+ma_object_refused (size_t *size)
 {
-  return ma_refused;
+  *size = ma_refused.size;
+  return ma_refused.arena;
 }
 
 void
 ma_object_forget_refused (void)
 {
-  ma_refused = NULL;
+  ma_refused = (struct ma_refusal){ NULL, 0 };
 }
 
 /* ---- alloc ---- */
@@ -49,7 +50,7 @@ static __attribute__ ((noinline)) void *
 alloc_block (struct ma_local *local, size_t size)
 {
   void *p = ma_alloc (local, size);
-  return likely (p != NULL) ? p : refused (local);
+  return likely (p != NULL) ? p : refused (local->arena, size);
 }
 
 /* Puts the size's spot on the first word with a free slot in its slab, or in the next slab if this one has
@@ -85,7 +86,7 @@ find_spot (struct ma_local *local, size_t size)
 static __attribute__ ((noinline)) void *
 alloc_elsewhere (struct ma_local *local, size_t size)
 {
-  return find_spot (local, size) ? ma_object_alloc (local, size) : refused (local);
+  return find_spot (local, size) ? ma_object_alloc (local, size) : refused (local->arena, size);
 }
 
 MA_INLINE void *
@@ -118,7 +119,7 @@ ma_object_zalloc (struct ma_local *local, size_t count, size_t size)
   if (likely (bytes < local->object_threshold))
     return ma_object_alloc (local, bytes);
   void *p = ma_zalloc (local, bytes);
-  return likely (p != NULL) ? p : refused (local);
+  return likely (p != NULL) ? p : refused (local->arena, bytes);
 }
 
 /* ---- free ---- */
@@ -308,7 +309,5 @@ ma_object_resize (void *p, size_t size)
           ma_object_free (p);
         }
     }
-  if (unlikely (q == NULL))
-    ma_refused = arena;
-  return q;
+  return likely (q != NULL) ? q : refused (arena, size);
 }

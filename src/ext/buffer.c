@@ -65,7 +65,7 @@ make (PyTypeObject *type, Py_ssize_t size, PyObject *arena)
   if (self->data == NULL)
     {
       Py_DECREF (self);
-      PyObject *message = core_exhausted (handle, (size_t)size);
+      PyObject *message = core_exhausted (handle, (size_t)size, 0);
       if (message != NULL)
         PyErr_SetObject (PyExc_MemoryError, message);
       Py_XDECREF (message);

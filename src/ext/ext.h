@@ -108,9 +108,9 @@ void scope_sweep_always (void);
 PyObject *core_error (const char *class_name, const char *format, ...);
 /* ArenaUnavailable for an arena of KIND that the library refused with ERROR. Returns NULL. */
 PyObject *core_unavailable (int error, unsigned kind);
-/* Why HANDLE does not give REQUESTED bytes (0: not known how many), as a MemoryError's message; NULL with
- * an exception. */
-PyObject *core_exhausted (malloc_arena *handle, size_t requested);
+/* Why HANDLE does not give REQUESTED bytes (0: not known how many) to a scope, or to others, as a MemoryError's
+ * message; NULL with an exception. */
+PyObject *core_exhausted (malloc_arena *handle, size_t requested, int in_scope);
 
 /* Installs the hooks if they are not. 0, or -1 with an exception. */
 int pyhooks_install (void);

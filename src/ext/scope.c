@@ -67,7 +67,7 @@ scope_check_frame (void)
 static void
 raise_exhausted (malloc_arena *handle)
 {
-  PyObject *message = core_exhausted (handle, 0);
+  PyObject *message = core_exhausted (handle, 0, 1);
   if (message != NULL)
     PyErr_SetObject (PyExc_MemoryError, message);
   Py_XDECREF (message);
@@ -129,7 +129,8 @@ leave (malloc_arena *handle)
 static void
 explain (malloc_arena *handle, PyObject *error)
 {
-  malloc_arena *by = ma_object_refused ();
+  size_t size;
+  malloc_arena *by = ma_object_refused (&size);
   if (by == NULL || by != handle || Py_TYPE (error) != (PyTypeObject *)PyExc_MemoryError)
     return;
   ma_object_forget_refused ();
@@ -138,7 +139,7 @@ explain (malloc_arena *handle, PyObject *error)
   PyObject *args = PyObject_GetAttrString (error, "args");
   if (args != NULL && PyTuple_Check (args) && PyTuple_GET_SIZE (args) == 0)
     {
-      PyObject *message = core_exhausted (by, 0);
+      PyObject *message = core_exhausted (by, size, 1);
       PyObject *filled = message ? PyTuple_Pack (1, message) : NULL;
       if (filled != NULL)
         PyObject_SetAttrString (error, "args", filled);

@@ -184,10 +184,12 @@ is_exhausted (void)
     n++;
   CHECK (n > 100 && n < 700);
   CHECK_EQUAL (errno, ENOMEM);
-  CHECK (ma_object_refused () == small);
+  size_t size;
+  CHECK (ma_object_refused (&size) == small);
   ma_object_forget_refused ();
-  CHECK (ma_object_refused () == NULL);
-  CHECK (ma_object_resize (many[0], 1 << 17) == NULL && ma_object_refused () == small);
+  CHECK (ma_object_refused (&size) == NULL);
+  CHECK (ma_object_resize (many[0], 1 << 17) == NULL && ma_object_refused (&size) == small);
+  CHECK_EQUAL (size, 1 << 17);
   while (n > 0)
     ma_object_free (many[--n]);
   CHECK_EQUAL (malloc_arena_delete (small), 0);

@@ -336,14 +336,16 @@ def test_a_full_arena_says_so() -> None:
         while True:
             kept.append(bytes(10_000))
     assert re.match(
-        r'arena "keys" is at its limit of 1048576 bytes: now it holds \d+ bytes \(\d+ locked\), '
-        r"\d+ of them in \d+ live blocks\. Raise limit=",
+        r'arena "keys" is at its limit of 1048576 bytes: 10\d\d\d more were asked for, and now it '
+        r"holds \d+ bytes \(\d+ locked\), \d+ of them in \d+ live blocks\. Raise limit= \(a scope",
         str(error.value),
     )
     assert len(kept) > 50
     assert all(arena.owns(id(block)) for block in kept), "nothing fell back to ordinary memory"
-    with pytest.raises(MemoryError, match="at its limit"):
-        arena.call(bytes, 1 << 20)
+    with pytest.raises(MemoryError, match=r"limit of 1048576 bytes, and 20000\d\d were asked for"):
+        arena.call(bytes, 2_000_000)
+    with pytest.raises(MemoryError, match=r"at its limit of .*: \d+ more were asked for"), arena:
+        kept[0].split(b"\0")
     kept.clear()
     with arena:
         kept.append(bytes(10_000))
