@@ -7,7 +7,6 @@ A verb imports what it needs when it runs: `run` must start at once.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from .config import Config
 from .demo import Demo
 from .doctor import Doctor
 from .map import Map
+from .output import drop, put
 from .run import Run
 
 VERBS: tuple[Demo | Doctor | Run | Audit | Map | Config | Completion, ...] = (
@@ -55,13 +55,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if sys.stdout is not None and sys.stdout.errors == "strict":
+        # A file's name may have any bytes: to be shown as it can be, not to end in a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code: int = options.verb(options)
-        sys.stdout.flush()
+        put(lambda: None)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader went away: that is its business. Nothing more can be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        drop()
         return 0
+    except OSError as error:
+        # Above all, no room for what is printed.
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"malloc-arena {options.verb.name}: {what}", file=sys.stderr)
+        drop()
+        return 3
     return code

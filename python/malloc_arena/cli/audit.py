@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .output import put
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..audit import Scanner
@@ -94,15 +96,13 @@ class Audit:
             return 3
         try:
             if options.html:
-                options.html.write_text(render.as_html(report))
+                options.html.write_text(render.as_html(report), "utf-8", "backslashreplace")
             if options.output:
-                with options.output.open("w") as file:
+                with options.output.open("w", errors="backslashreplace") as file:
                     _write(report, options.json, file)
             else:
-                _write(report, options.json, None)
+                put(lambda: _write(report, options.json, None))
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             print(f"malloc-arena audit: {error.filename}: {error.strerror}", file=sys.stderr)
             return 3
         return 1 if report.outside() else 0

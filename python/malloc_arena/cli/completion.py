@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .output import put
+
 
 class Completion:
     """Print the completion of this command for a shell.
@@ -22,5 +24,5 @@ class Completion:
         from ..render import completion
         from . import parser
 
-        print(completion.script(options.shell, parser()), end="")
+        put(lambda: print(completion.script(options.shell, parser()), end=""))
         return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .output import put
+
 
 def package() -> Path:
     return Path(__file__).resolve().parents[1]
@@ -61,10 +63,12 @@ class Config:
         values = self.values()
         if options.json:
             data = {"schema": "malloc-arena/config/1"}
-            print(json.dumps(data | {k: shlex.join(v) for k, v in values.items()}, indent=2))
+            data |= {k: shlex.join(v) for k, v in values.items()}
+            put(lambda: print(json.dumps(data, indent=2)))
             return 0
         wanted = [name for name in values if getattr(options, name)]
         if not wanted:
             options.parser.error("say what: " + ", ".join(f"--{name}" for name in values))
-        print(shlex.join(word for name in wanted for word in values[name]))
+        words = [word for name in wanted for word in values[name]]
+        put(lambda: print(shlex.join(words)))
         return 0

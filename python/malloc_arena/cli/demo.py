@@ -7,6 +7,8 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from .output import put
+
 
 class Demo:
     """Count what everyday jobs leave of a secret in memory, without and with an arena.
@@ -59,9 +61,9 @@ class Demo:
         with _progress(len(names) * len(measure.MODES)) as advance:
             demo = measure.measure(names, advance)
         if options.json:
-            print(render.as_json(demo))
+            put(lambda: print(render.as_json(demo)))
         else:
-            render.print_text(demo)
+            put(lambda: render.print_text(demo))
         if not demo.results:
             return 3
         return 1 if demo.unexpected() else 0
@@ -75,9 +77,9 @@ class Demo:
         with _progress(len(budget.MODES)) as advance:
             seen = budget.measure(progress=advance)
         if options.json:
-            print(render.budget_as_json(seen))
+            put(lambda: print(render.budget_as_json(seen)))
         else:
-            render.print_budget(seen)
+            put(lambda: render.print_budget(seen))
         return 1 if seen.unexpected() else 0
 
 

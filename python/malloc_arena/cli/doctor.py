@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .output import put
+
 
 class Doctor:
     """Say what this machine and process can give to arenas, with the fixes.
@@ -51,9 +53,10 @@ class Doctor:
         from ..render import doctor as render
 
         if options.json:
-            print(render.as_json(report))
+            put(lambda: print(render.as_json(report)))
         else:
-            render.print_text(report, in_full=options.verbose or bool(options.checks))
+            in_full = options.verbose or bool(options.checks)
+            put(lambda: render.print_text(report, in_full=in_full))
         return report.exit_code
 
     def _list(self, options: argparse.Namespace) -> int:

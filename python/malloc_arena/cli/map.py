@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from .output import put
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rich.text import Text
@@ -107,12 +109,12 @@ def _once(options: argparse.Namespace) -> int:
     if options.compare:
         before, after = (snapshot.load(path) for path in options.compare)
         both = snapshot.compare(before, after)
-        _write(options, both.both, both.to_json(), both)
+        put(lambda: _write(options, both.both, both.to_json(), both))
         return 0
     found = _look(options)
     if options.save:
         found.save(options.save)
-    _write(options, found, found.to_json(), None)
+    put(lambda: _write(options, found, found.to_json(), None))
     return 0
 
 
@@ -125,15 +127,15 @@ def _write(
     if options.svg:
         from ..render import map_svg
 
-        options.svg.write_text(map_svg.as_svg(found))
+        options.svg.write_text(map_svg.as_svg(found), "utf-8", "backslashreplace")
     if options.json:
         import json
 
         print(json.dumps(data))
         return
-    from rich.console import Console
+    from ..render import new_console
 
-    console = Console(highlight=False)
+    console = new_console()
     console.print(_text(options, found, both, min(console.width, 120)), soft_wrap=True, end="")
 
 
@@ -160,11 +162,12 @@ def _watch(options: argparse.Namespace) -> int:
                 found = _look(options)
             except CannotLook:
                 return 0
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from ..render import new_console
+
+    console = new_console()
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             text = _text(options, found, None, min(console.width, 120))

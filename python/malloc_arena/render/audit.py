@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from ..audit import Finding, Frame, Scan
+from . import new_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -155,9 +156,7 @@ def _frames(traceback: tuple[Frame, ...]) -> tuple[Frame, ...]:
 
 
 def print_text(report: Report, file: IO[str] | Any = None) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, file=file)
+    console = new_console(file)
 
     def print_(line: str, indent: str = "") -> None:
         # Words that are longer, as paths, stay whole: to be copied.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..audit import Hit
 from ..demo.budget import Budget
 from ..demo.measure import MODES, Demo, Residue, Result
+from . import new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,10 +51,9 @@ def _residue(residue: Residue) -> dict[str, object]:
 
 def print_text(demo: Demo, console: Console | None = None) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    console = console or Console(highlight=False)
+    console = console or new_console()
     table = Table(
         title="Copies of the secret left in the finished process",
         title_justify="left",
@@ -147,10 +147,9 @@ def budget_as_json(seen: Budget) -> str:
 
 def print_budget(seen: Budget, console: Console | None = None) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    console = console or Console(highlight=False)
+    console = console or new_console()
     table = Table(
         title=f"A JSON document of {_mib(seen.document_bytes)} MiB, with and without a budget of "
         f"{_mib(seen.limit_bytes)} MiB",

@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ..doctor import CHECKS, Finding, Fix, Report, Result
+from . import new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,10 +39,9 @@ def as_json(report: Report) -> str:
 
 def print_text(report: Report, *, in_full: bool, console: Console | None = None) -> None:
     """What is fine takes a line or two, unless all is wanted IN FULL."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = console or Console(highlight=False)
+    console = console or new_console()
     width = min(console.width, 100)
 
     def show(text: str, indent: int, style: str = "") -> None:

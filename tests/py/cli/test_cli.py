@@ -238,3 +238,96 @@ def test_json_has_no_secret_and_every_hit() -> None:
         "owner",
         "mapping",
     }
+
+
+@pytest.fixture
+def secret_and_dump(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A secret, a file that has it, and one that does not."""
+    secret, found, clean = (tmp_path / name for name in ("secret", "found", "clean"))
+    secret.write_text("kT7/+9aQ=zz&Lm4%pWx@c1RfGh5~~~B3")
+    found.write_bytes(bytes(9000) + secret.read_bytes() + bytes(9000))
+    clean.write_bytes(bytes(18000))
+    return secret, found, clean
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_the_exit_code_tells_the_finding_also_to_a_reader_that_has_gone(
+    form: list[str], secret_and_dump: tuple[Path, Path, Path]
+) -> None:
+    secret, found, clean = secret_and_dump
+    for arguments, code in (
+        (["audit", "--secret-file", str(secret), "--core", str(found)], 1),
+        (["audit", "--secret-file", str(secret), "--core", str(clean)], 0),
+        (["map"], 0),
+        (["doctor", "kernel", "glibc"], malloc_arena("doctor", "kernel", "glibc").returncode),
+    ):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer) as gone:
+            done = subprocess.run(
+                [sys.executable, "-m", "malloc_arena", *arguments, *form],
+                stdout=gone,
+                stderr=subprocess.PIPE,
+                timeout=120,
+            )
+        assert (done.returncode, done.stderr) == (code, b""), arguments
+
+
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_3(
+    secret_and_dump: tuple[Path, Path, Path],
+) -> None:
+    secret, _, clean = secret_and_dump
+    audit = ["audit", "--secret-file", str(secret), "--core", str(clean)]
+    for arguments in (
+        audit,
+        [*audit, "--json"],
+        ["map"],
+        ["doctor", "glibc"],
+        ["config", "--libs"],
+    ):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "malloc_arena", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=120,
+            )
+        assert (done.returncode, done.stderr) == (
+            3,
+            f"malloc-arena {arguments[0]}: standard output: No space left on device\n",
+        )
+
+
+def test_standard_output_may_be_closed_and_a_window_narrow(
+    secret_and_dump: tuple[Path, Path, Path],
+) -> None:
+    secret, found, _ = secret_and_dump
+    audit = ["audit", "--secret-file", str(secret), "--core", str(found)]
+    command = [sys.executable, "-m", "malloc_arena"]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command, *audit], capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    for columns in ("0", "5"):
+        for arguments in (audit, ["doctor", "memlock", "-v"], ["map"]):
+            done_ = malloc_arena(*arguments, COLUMNS=columns)
+            assert done_.returncode in (0, 1)
+            assert (done_.stdout != "", done_.stderr) == (True, "")
+
+
+def test_names_that_are_not_utf_8_are_shown_as_they_can_be(
+    secret_and_dump: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    secret, found, _ = secret_and_dump
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    shutil.copy(found, strange)
+    page, report = tmp_path / "page", tmp_path / "report"
+    for form in (["--html", str(page)], ["--output", str(report)], []):
+        done = malloc_arena(
+            *("audit", "--secret-file", str(secret), "--core", strange, *form),
+            PYTHONIOENCODING="utf-8:strict",
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+    for text in (page.read_text(), report.read_text(), done.stdout):
+        assert r"d\udcff" in text
