@@ -21,17 +21,26 @@ _NT_PRSTATUS, _NT_FPREGSET, _NT_X86_XSTATE, _NT_FILE = 1, 2, 0x202, 0x46494C45
 _PRSTATUS_PID, _PRSTATUS_REGISTERS = 32, 112  # in struct elf_prstatus of the 64-bit machines
 _TCACHE = 0x291  # the first chunk of glibc's main heap, in use
 _VECTOR = {"x86_64": _NT_X86_XSTATE}  # which has the other set in it
+# As systemd-coredump and others keep cores: no search of these bytes can find anything.
+_PACKED = {
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+    b"\xfd7zXZ\0": "xz -d",
+    b"\x1f\x8b\x08": "gzip -d",
+    b"\x04\x22\x4d\x18": "lz4 -d",
+    b"BZh": "bzip2 -d",
+}
 
 
 class Dump:
     """A file to be searched, from __enter__ to __exit__. One that is no ELF core is taken as raw
-    bytes, and an address is then an offset in it."""
+    bytes, and an address is then an offset in it. DAMAGE: why it may lack a part of the memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.registers: tuple[Registers, ...] = ()
         self.threads: tuple[Thread, ...] = ()
         self.unreadable: set[int] = set()
+        self.damage = ""
         self._maps: list[Mapping] = []
         self._offsets: dict[int, int] = {}  # where the contents of a mapping are in the file
         self._contents: dict[int, int] = {}  # how much of it the file has
@@ -47,10 +56,18 @@ class Dump:
         except (OSError, ValueError) as error:
             self._file.close()
             raise CannotLook(f"{self.path}: {error}", "name a core file") from error
+        for magic, tool in _PACKED.items():
+            if self._data[: len(magic)] == magic:
+                self.__exit__(None, None, None)
+                raise CannotLook(
+                    f"{self.path}: it is compressed", f"unpack it first ({tool}, coredumpctl dump)"
+                )
         try:
             header = elf.read_header(self._file)
-        except elf.NotElf:
+        except elf.NotElf as error:
             header = None
+            if self._data[:6] == b"\x7fELF\x02\x01":
+                self.damage = str(error.strerror)
         if header and header.kind == elf.ET_CORE:
             try:
                 self._read_core(header)
@@ -100,6 +117,8 @@ class Dump:
             self._maps.append(Mapping(start, end, permissions, inode, path, offset))
             self._offsets[start] = segment.offset
             self._contents[start] = size
+            if size < segment.file_size:
+                self.damage = "it is cut off, and memory is missing"
         # What was not written to the core, because a file has it.
         present = {mapping.start for mapping in self._maps}
         for low, high, at, name in files:

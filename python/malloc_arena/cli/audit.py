@@ -160,7 +160,7 @@ def _write(report: Report, as_json: bool, file: object) -> None:
 
 
 def _report(options: argparse.Namespace, scanner: Scanner) -> Report:
-    from ..audit import Dump, Process
+    from ..audit import CannotLook, Dump, Process
     from ..render.audit import Look, Report
 
     begun = time.monotonic()
@@ -170,7 +170,14 @@ def _report(options: argparse.Namespace, scanner: Scanner) -> Report:
         target = " ".join(options.command)
     elif options.core is not None:
         with Dump(options.core) as dump:
-            looks = (Look("file", scanner.scan(dump)),)
+            scan = scanner.scan(dump)
+            looks = (Look("file", scan),)
+            if dump.damage:
+                if not scan.outside():
+                    raise CannotLook(
+                        f"{options.core}: {dump.damage}", "no copy is in the rest, if there is one"
+                    )
+                print(f"malloc-arena audit: {options.core}: {dump.damage}", file=sys.stderr)
         target = str(options.core)
     else:
         with (

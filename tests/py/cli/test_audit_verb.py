@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import concurrent.futures
+import gzip
 import json
+import lzma
 import os
 import re
 import secrets
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -222,6 +226,40 @@ def test_a_core_file_and_a_raw_dump(token: Path, tmp_path: Path, waiting: Any) -
     raw.write_bytes(b"\0" * 70000 + SECRET.encode() + b"\0" * 70000)
     (found,) = look(audit("--secret-file", token, "--core", raw, "--json"))["findings"]
     assert (found["owner"], found["address"], found["whole"]) == ("dump", 70000, True)
+
+
+def test_a_core_file_that_is_packed_or_cut_off_is_not_called_clean(
+    token: Path, tmp_path: Path
+) -> None:
+    for name, packed in (
+        ("gz", gzip.compress(SECRET.encode())),
+        ("xz", lzma.compress(SECRET.encode())),
+        ("bz2", bz2.compress(SECRET.encode())),
+        ("zst", b"\x28\xb5\x2f\xfd" + bytes(100)),
+        ("lz4", b"\x04\x22\x4d\x18" + bytes(100)),
+    ):
+        path = tmp_path / f"core.{name}"
+        path.write_bytes(packed)
+        done = audit("--secret-file", token, "--core", path)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert f"{path}: it is compressed: unpack it first" in done.stderr
+
+    # A core as the kernel writes it: a header, two segments of memory, no sections.
+    pages = [b"a" * 4096, SECRET.encode().ljust(4096, b"b"), b"c" * 4096]
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    head += struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    for number, size in ((0, 8192), (2, 4096)):
+        at = 4096 * (1 + number)
+        head += struct.pack("<IIQQQQQQ", 1, 6, at, 0x10000 + at, 0, size, size, 4096)
+    whole = head.ljust(4096, b"\0") + b"".join(pages)
+    core = tmp_path / "core"
+    for size, code in ((16384, 1), (15000, 1), (8192, 3), (4096, 3), (100, 3), (20, 3)):
+        core.write_bytes(whole[:size])
+        done = audit("--secret-file", token, "--core", core)
+        assert done.returncode == code, size
+        assert ("1 copy of the secret" in done.stdout) == (code == 1)
+        said = f"malloc-arena audit: {core}: "
+        assert done.stderr.startswith(said) if size < 16384 else done.stderr == ""
 
 
 def test_copies_in_the_arena_are_no_findings(token: Path, tmp_path: Path, waiting: Any) -> None:
