@@ -20,6 +20,7 @@ import contextlib
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def vault(request: pytest.FixtureRequest) -> Generator[Arena]:
     if mark is None:
         yield get(HEAP_SECURE)
         return
-    arena = Arena(HEAP_SECURE, name="arena_limit", limit=_bytes(*mark.args))
+    arena = Arena(HEAP_SECURE, name="arena_limit", limit=_limit(mark))
     yield arena
     with contextlib.suppress(ArenaError, OSError):
         arena.close()  # refused where a fixture of a wider scope keeps something of it alive
@@ -142,6 +143,13 @@ def _of(item: Any) -> Residue:
     return found
 
 
+def _limit(mark: pytest.Mark) -> int:
+    try:
+        return _bytes(*mark.args, **mark.kwargs)
+    except TypeError:
+        raise pytest.UsageError('arena_limit takes one size, as "1 MiB"') from None
+
+
 def _bytes(size: int | str) -> int:
     """A number of bytes, as 4096, "64 KiB" or "1 MiB"."""
     match = re.fullmatch(r"(\d+)\s*([kmg]?i?b?)", str(size).strip().lower())
@@ -153,7 +161,7 @@ def _bytes(size: int | str) -> int:
 def _marked(item: pytest.Item) -> None:
     for mark in item.iter_markers("no_residue"):
         residue = _of(item)
-        if mark.args:
+        if mark.args or not mark.kwargs:
             # A secret in the mark would be in the source, the code and pytest's own objects.
             raise pytest.UsageError("no_residue takes env=, file= or call=, not the secret")
         for kind, given in mark.kwargs.items():
@@ -183,17 +191,37 @@ def _given(kind: str, name: str) -> bytes:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    _marked(pyfuncitem)
+    with _watching(pyfuncitem):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Methods of a unittest.TestCase, which pytest_pyfunc_call is not called for."""
+    with _watching(item) if _is_of_unittest(item) else contextlib.nullcontext():
+        return (yield)
+
+
+def _is_of_unittest(item: pytest.Item) -> bool:
+    unittest = sys.modules.get("unittest")  # who has not imported it has no such test
+    kind = getattr(item, "cls", None)
+    return unittest is not None and kind is not None and issubclass(kind, unittest.TestCase)
+
+
+@contextlib.contextmanager
+def _watching(item: pytest.Item) -> Generator[None]:
+    """The search when the test has returned."""
+    _marked(item)
     traced = False
-    if _residue in pyfuncitem.stash:
+    if _residue in item.stash:
         import tracemalloc
 
         if not tracemalloc.is_tracing():
             tracemalloc.start(_FRAMES)
             traced = True
     try:
-        result = yield
-        residue = pyfuncitem.stash.get(_residue, None)
+        yield
+        residue = item.stash.get(_residue, None)
         if residue:
             _tally.tests += 1
             failure = residue.check()
@@ -201,11 +229,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
                 _tally.failed += 1
                 pytest.fail(failure, pytrace=False)
     finally:
-        if _residue in pyfuncitem.stash:
-            pyfuncitem.stash[_residue].close()
+        if _residue in item.stash:
+            item.stash[_residue].close()
         if traced:
             tracemalloc.stop()
-    return result
 
 
 def _text(left: list[Finding]) -> str:

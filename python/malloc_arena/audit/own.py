@@ -16,6 +16,7 @@ from .scanner import Finding, Frame, Hit, Scan, Scanner
 from .source import fetch
 
 _PR_SET_PTRACER = 0x59616D61
+_NO_SECRET = 4  # the helper's exit code where what it was given cannot be looked for
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -24,7 +25,8 @@ def scan(secret: Any) -> Scan:
 
     SECRET is a str, or bytes, or anything with writable bytes, as a SecretBuffer. The helper reads
     it from where it lies: no copy of it is made here. That one place is not a finding. Where
-    tracemalloc runs, each finding in a live block of Python's carries its traceback.
+    tracemalloc runs, each finding in a live block of Python's carries its traceback. ValueError: it
+    is shorter than 8 bytes. CannotLook: this process may not be traced.
     """
     address, length, width, own = _where(secret)
     helper = subprocess.Popen(
@@ -39,6 +41,8 @@ def scan(secret: Any) -> Scan:
         answer, errors = helper.communicate(b"go\n")
     if helper.returncode:
         last = errors.decode(errors="replace").strip().splitlines()[-1:] or ["no word"]
+        if helper.returncode == _NO_SECRET:
+            raise ValueError(last[0])
         raise CannotLook(last[0], "the helper must be allowed to trace this process")
     found = _from_json(json.loads(answer))
     findings = tuple(
@@ -112,7 +116,7 @@ def _help() -> int:
             found = Scanner(secret, remember=False).scan(process)
     except (CannotLook, ValueError) as error:
         print(error, file=sys.stderr)
-        return 3
+        return _NO_SECRET if isinstance(error, ValueError) else 3
     print(json.dumps(to_json(found)))
     return 0
 

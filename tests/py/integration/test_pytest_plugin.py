@@ -128,12 +128,14 @@ def test_function():
     [
         ('no_residue("a literal secret")', "no_residue takes env="),
         ('no_residue(url="x")', "no_residue knows env="),
+        ("no_residue", "no_residue takes env="),
+        ("arena_limit()", "arena_limit takes one size"),
         ('arena_limit("a lot")', "arena_limit takes a size"),
         ('arena_limit("1 MiB")', "arena_limit needs the fixture vault"),
     ],
 )
 def test_wrong_marks_are_named(tmp_path: Path, mark: str, said: str) -> None:
-    fixture = "vault" if mark == 'arena_limit("a lot")' else ""
+    fixture = "vault" if "arena_limit" in mark and "MiB" not in mark else ""
     done = run(tmp_path, f"@pytest.mark.{mark}\ndef test_it({fixture}):\n    pass\n")
     assert done.returncode == 1
     assert said in done.stdout
@@ -169,3 +171,54 @@ def test_the_plugin_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_methods_of_unittest_are_watched_as_well(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(os.urandom(16).hex().encode())
+    done = run(
+        tmp_path,
+        f"""
+import unittest
+from code_under_test import keep
+class TestOfUnittest(unittest.TestCase):
+    @pytest.mark.no_residue(file={str(secret)!r})
+    def test_marked(self):
+        keep(open({str(secret)!r}).read())
+    @pytest.mark.no_residue(file={str(secret)!r})
+    def test_clean(self):
+        pass
+    @pytest.fixture(autouse=True)
+    def _use(self, residue, vault):
+        self.residue, self.vault = residue, vault
+    def test_with_the_fixture(self):
+        keep(self.residue.secret())
+    def test_in_the_vault(self):
+        with self.vault:
+            self.kept = "prefix " + self.residue.secret()
+    @pytest.mark.no_residue(file={str(secret)!r})
+    def test_fails(self):
+        self.fail("of itself")
+class TestAsync(unittest.IsolatedAsyncioTestCase):
+    @pytest.mark.no_residue(file={str(secret)!r})
+    async def test_async(self):
+        keep(open({str(secret)!r}).read())
+""",
+    )
+    for name, failed in (
+        ("TestOfUnittest::test_marked", True),
+        ("TestOfUnittest::test_with_the_fixture", True),
+        ("TestAsync::test_async", True),
+        ("TestOfUnittest::test_clean", False),
+        ("TestOfUnittest::test_in_the_vault", False),
+    ):
+        assert (f"{name} - Failed: the secret" in done.stdout) == failed, (name, done.stdout)
+    assert "test_fails - AssertionError: of itself" in done.stdout
+    assert "4 failed, 2 passed" in done.stdout
+
+
+def test_a_secret_that_is_too_short_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path, "def test_short(residue):\n    residue.watch('abc')\n")
+    assert done.returncode == 1
+    assert "ValueError: a secret shorter than 8 bytes turns up by chance\n" in done.stdout
+    assert "must be allowed" not in done.stdout
