@@ -6,7 +6,6 @@ reads any build of it. A core file does not have them: they are left out of dump
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..snapshot import (
     program,
     with_kernel,
 )
-from .process import Process
+from .process import DELETED, CannotLook, Process
 from .source import Mapping, Source, fetch, word
 
 _VERSION = 1
@@ -87,13 +86,24 @@ _MOST = 1 << 20  # of anything in a list: what a running process shows may not e
 def symbol(
     source: Source, maps: Iterable[Mapping], name: str, library: str = "libmalloc_arena.so"
 ) -> int:
-    """The address of what LIBRARY in the process exports as NAME; 0: nothing."""
+    """The address of what LIBRARY in the process exports as NAME; 0: nothing. CannotLook: its file
+    was replaced while the process ran, and only root can still read it."""
     for mapping in maps:
-        if mapping.offset == 0 and mapping.path.endswith(f"/{library}"):
-            with contextlib.suppress(OSError), source.open(mapping) as file:
-                value = elf.symbol(file, name)
-                if value is not None:
-                    return mapping.start + value
+        path = mapping.path.removesuffix(DELETED)
+        if mapping.offset == 0 and path.endswith(f"/{library}"):
+            try:
+                with source.open(mapping) as file:
+                    value = elf.symbol(file, name)
+            except OSError as error:
+                # A core file has no arena's memory, so that nothing is said of it.
+                if path == mapping.path or not isinstance(source, Process):
+                    continue
+                raise CannotLook(
+                    f"its {library} was replaced or removed while it ran",
+                    "look as root, or restart it",
+                ) from error
+            if value is not None:
+                return mapping.start + value
     return 0
 
 

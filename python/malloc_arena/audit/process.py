@@ -18,6 +18,7 @@ from ..errors import ArenaError
 from .source import Mapping, Registers, Thread
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+DELETED = " (deleted)"  # the kernel's mark behind the name of a file that is gone, or another now
 
 PTRACE_CONT = 7
 _PTRACE_DETACH = 17
@@ -259,6 +260,9 @@ class Process:
 
     def open(self, mapping: Mapping) -> BinaryIO:
         """The file behind MAPPING, as the process sees it."""
+        if mapping.path.endswith(DELETED):
+            # No name leads to it any more, and this link for a capable root only.
+            return (self._proc / "map_files" / f"{mapping.start:x}-{mapping.end:x}").open("rb")
         return Path(f"{self._proc}/root{mapping.path}").open("rb")
 
     def present(self, mapping: Mapping) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from malloc_arena.cli.config import library
+
 SECRET = "kT7/+9aQ=zz&Lm4%pWx@c1RfGh5~~~B3"
 MASKED = bytes(byte ^ 0x5A for byte in SECRET.encode()).hex()
 
@@ -280,6 +282,48 @@ def test_copies_in_the_arena_are_no_findings(token: Path, tmp_path: Path, waitin
     (one,) = found["findings"]
     assert (one["owner"], one["state"], one["what"]) == ("arena", "live", 'str in arena "secure"')
     assert one["block"] < one["address"] < one["block"] + one["block_size"]
+
+
+def test_a_library_that_was_replaced_while_the_program_ran(
+    token: Path, tmp_path: Path, waiting: Any
+) -> None:
+    ours = tmp_path / "libmalloc_arena.so"
+    shutil.copy(library(), ours)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "kept = bytes(map((0x5A).__xor__, bytes.fromhex(sys.argv[1]))).decode()\n"
+        "os.write(1, b'x'); os.read(0, 1)\n"
+    )
+    options = {"LD_PRELOAD": str(ours), "MALLOC_ARENA_OPTIONS": "active=secure"}
+    child = waiting(
+        [sys.executable, str(script), MASKED],
+        env=os.environ | options | {"PYTHONMALLOC": "malloc"},
+    )
+    ours.unlink()
+    link = next(
+        f"/proc/{child.pid}/map_files/{line.split()[0]}"
+        for line in Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+        if line.endswith(f"{ours} (deleted)")
+    )
+    done = audit("--secret-file", token, "--pid", str(child.pid), "--json")
+    shown = subprocess.run(
+        [sys.executable, "-m", "malloc_arena", "map", "--pid", str(child.pid)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    try:
+        os.close(os.open(link, os.O_RDONLY))
+    except PermissionError:
+        for refused in (done, shown):
+            assert refused.returncode == 3
+            assert "libmalloc_arena.so was replaced or removed while it ran: " in refused.stderr
+        return
+    assert look(done)["inside"] >= 1
+    assert {one["owner"] for one in look(done)["findings"]} <= {"arena", "register", "stack"}
+    assert shown.returncode == 0
+    assert 'arena "secure"' in shown.stdout
 
 
 def test_fifty_clean_runs_have_no_finding(tmp_path: Path) -> None:
