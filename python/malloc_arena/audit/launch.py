@@ -99,9 +99,11 @@ class Program:
                 if kept:
                     kept.set_inheritable(True)
                 os.execvpe(command[0], command, environment)
-            except OSError as error:
-                os.write(failed_write, (error.strerror or "").encode())
+            except (OSError, ValueError) as error:  # ValueError: an empty name
+                os.write(failed_write, str(getattr(error, "strerror", error)).encode())
             finally:
+                # The parent waits for its end, and the exit for the parent.
+                os.close(failed_write)
                 os._exit(127)
         os.close(go_read)
         os.close(failed_write)

@@ -131,7 +131,8 @@ class Process:
                 ) from error
             raise CannotLook(
                 f"process {self.pid} cannot be read: {os.strerror(error.errno or 0)}",
-                "run as its owner or root, with CAP_SYS_PTRACE in a container, "
+                self._obstacle()
+                or "run as its owner or root, with CAP_SYS_PTRACE in a container, "
                 "and see kernel.yama.ptrace_scope",
             ) from error
         except BaseException:
@@ -146,6 +147,20 @@ class Process:
         traceback: TracebackType | None,
     ) -> None:
         self._close()
+
+    def _obstacle(self) -> str:
+        """What no right to trace would help against; "" if it is none of these."""
+        if self.pid == os.getpid():
+            return "it is this one, and nobody can trace itself"
+        try:
+            lines = (self._proc / "status").read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        if "VmSize" not in status:
+            return "it has no memory: it has ended, or is the kernel's"
+        tracer = status.get("TracerPid", "0").strip()
+        return f"process {tracer} traces it already (a debugger, strace)" if tracer != "0" else ""
 
     def _close(self) -> None:
         self._resume()
@@ -222,6 +237,10 @@ class Process:
                 except OSError:
                     # A CPU without XSAVE has the SSE registers in the plain set.
                     data = self._regset(thread, 2, buffer)
+                if len(data) % 8:
+                    raise CannotLook(
+                        f"process {self.pid} is a 32-bit program", "64-bit ones are known"
+                    )
                 found.append(Registers(thread, name, data))
                 if note == _NT_PRSTATUS:
                     words = array.array("Q", data)

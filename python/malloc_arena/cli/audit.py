@@ -146,7 +146,10 @@ def _secret(options: argparse.Namespace) -> bytes:
     else:
         import getpass
 
-        return getpass.getpass("Secret to look for: ").encode()
+        try:
+            return os.fsencode(getpass.getpass("Secret to look for: "))
+        except (EOFError, AttributeError):  # AttributeError: standard input is closed
+            raise ValueError("there is nobody to ask: say --secret-file or --secret-fd") from None
     return data[:-1] if data.endswith(b"\n") else data
 
 

@@ -59,7 +59,7 @@ class Run:
             environment["MALLOC_ARENA_SWEEP"] = "1"
         try:
             os.execvpe(command[0], command, environment)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # ValueError: an empty name
             return _refuse(f"{command[0]}: not found", 127)
         except OSError as error:
             return _refuse(f"{command[0]}: {error.strerror}", 126)

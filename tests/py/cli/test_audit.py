@@ -398,3 +398,62 @@ def test_who_cannot_be_looked_at_is_named() -> None:
         child.wait()
         with pytest.raises(CannotLook), Process(child.pid):
             pass
+
+
+def test_what_no_right_helps_against_is_told() -> None:
+    with pytest.raises(CannotLook, match="it is this one"), Process(os.getpid()):
+        pass
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie
+    with pytest.raises(CannotLook, match="it has no memory: it has ended"), Process(child.pid):
+        pass
+    child.wait()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        code = (
+            "import sys\nfrom malloc_arena.audit import Process\n"
+            f"with Process({child.pid}): print(flush=True), sys.stdin.read()\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout
+            assert other.stdout.readline() == b"\n"
+            said = f"process {other.pid} traces it already"
+            with pytest.raises(CannotLook, match=said), Process(child.pid):
+                pass
+            other.communicate()
+        child.kill()
+
+
+# Sleeps, and ends; for a processor in 32-bit mode.
+SLEEPER = """
+.globl _start
+_start:
+  mov $162, %eax
+  mov $seconds, %ebx
+  xor %ecx, %ecx
+  int $0x80
+  mov $1, %eax
+  xor %ebx, %ebx
+  int $0x80
+.data
+seconds: .long 60, 0
+"""
+
+
+def test_a_32_bit_program_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    (tmp_path / "program.s").write_text(SLEEPER)
+    build = ["cc", "-m32", "-nostdlib", "-static", "-o", str(program), f"{program}.s"]
+    try:
+        if subprocess.run(build, capture_output=True).returncode:
+            pytest.skip("this compiler makes no 32-bit x86 programs")
+        child = subprocess.Popen([program])
+    except OSError as error:
+        pytest.skip(f"no compiler, or a 32-bit program does not run: {error}")
+    with child:
+        while Path(f"/proc/{child.pid}/exe").readlink() != program:
+            pass
+        with pytest.raises(CannotLook, match="is a 32-bit program"), Process(child.pid):
+            pass
+        child.kill()

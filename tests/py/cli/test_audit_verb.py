@@ -482,6 +482,24 @@ def test_usage_and_what_cannot_be_looked_at(token: Path, tmp_path: Path) -> None
         assert said in done.stderr
 
 
+def test_nobody_to_ask_and_an_empty_name_are_one_line(token: Path, tmp_path: Path) -> None:
+    ask = [sys.executable, "-W", "ignore", "-m", "malloc_arena", "audit", "--core", str(tmp_path)]
+    for stdin in ("</dev/null", "<&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {stdin}', "sh", *ask],
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert "the secret: there is nobody to ask: say --secret-file" in done.stderr
+        assert "Traceback" not in done.stderr
+    done = audit("--secret-file", token, "--", "")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "argv first element cannot be empty: name a program" in done.stderr
+
+
 def test_text_fits_a_terminal_and_page_needs_nothing_else(
     token: Path, tmp_path: Path, waiting: Any
 ) -> None:

@@ -86,6 +86,8 @@ def test_run_says_when_there_is_no_such_program(tmp_path: Path) -> None:
         127,
         "malloc-arena run: no-such-program-here: not found\n",
     )
+    done = malloc_arena("run", "--", "")
+    assert (done.returncode, done.stderr) == (127, "malloc-arena run: : not found\n")
     plain = tmp_path / "plain"
     plain.write_text("")
     done = malloc_arena("run", str(plain))
