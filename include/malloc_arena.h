@@ -271,6 +271,10 @@ FILE *malloc_arena_call_memstream (malloc_arena *, malloc_arena_memstream_routin
 } /* extern "C" */
 #pragma GCC diagnostic pop
 
+/* The formats are the callers', and no literals here. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-security"
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
 /* One overload per routine type; a noexcept routine converts to these. */
 #define MALLOC_ARENA_OVERLOAD(result, call, routine_type, params, args)                            \
   inline result malloc_arena_call (malloc_arena *arena, routine_type routine,                      \
@@ -304,8 +308,6 @@ MALLOC_ARENA_OVERLOAD (__ssize_t, malloc_arena_call_getdelim, malloc_arena_getde
                        (char **a, size_t *b, int c, FILE *d), (a, b, c, d))
 MALLOC_ARENA_OVERLOAD (FILE *, malloc_arena_call_memstream, malloc_arena_memstream_routine,
                        (char **a, size_t *b), (a, b))
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-security"
 template <typename... Arguments>
 inline int
 malloc_arena_call (malloc_arena *arena, malloc_arena_printf_routine routine, char **out,
