@@ -34,9 +34,10 @@ def hook(numpy: ModuleType) -> None:
 
 
 def _is_writable(address: int) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    # As bytes: a file's name may have any.
+    for line in Path("/proc/self/maps").read_bytes().split(b"\n")[:-1]:
         span, mode = line.split(maxsplit=2)[:2]
-        start, end = (int(bound, 16) for bound in span.split("-"))
+        start, end = (int(bound, 16) for bound in span.split(b"-"))
         if start <= address < end:
-            return "w" in mode
+            return b"w" in mode
     return False

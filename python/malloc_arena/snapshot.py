@@ -338,7 +338,8 @@ def with_kernel(found: Snapshot, smaps: Path) -> Snapshot:
 def _mappings(smaps: Path, low: int, high: int) -> Iterator[tuple[int, int, set[str]]]:
     start = end = 0
     name = ""
-    with smaps.open() as lines:
+    # A file's name may have any bytes: the kernel escapes the line end, and nothing else.
+    with smaps.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             first, _, rest = line.partition(" ")
             if first == "VmFlags:":

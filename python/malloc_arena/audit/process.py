@@ -153,7 +153,7 @@ class Process:
         if self.pid == os.getpid():
             return "it is this one, and nobody can trace itself"
         try:
-            lines = (self._proc / "status").read_text(errors="replace").splitlines()
+            lines = (self._proc / "status").read_text(errors="replace").split("\n")
         except OSError:
             return ""
         status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
@@ -273,7 +273,8 @@ class Process:
 
     def arguments(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(start, end) of the arguments and of the environment that it was started with."""
-        fields = self._proc.joinpath("stat").read_text().rpartition(") ")[2].split()
+        # The name may have any bytes: the kernel cuts it off in a letter, too.
+        fields = self._proc.joinpath("stat").read_text(errors="replace").rpartition(") ")[2].split()
         argv, argv_end, environ, environ_end = (int(field) for field in fields[45:49])
         return (argv, argv_end), (environ, environ_end)
 

@@ -58,7 +58,7 @@ def _swap_kinds(target: Target) -> dict[str, str]:
 
 def _may_not_swap(target: Target) -> bool:
     """Whether a cgroup (version 2) that the process is in keeps it from swap."""
-    for line in target.proc("cgroup").read_text().splitlines():
+    for line in target.proc("cgroup").read_text(errors="surrogateescape").splitlines():
         if line.startswith("0::/"):
             group = Path(line[3:].strip())
             for level in (group, *group.parents):

@@ -140,7 +140,7 @@ def _seen_from_outside(target: Target) -> Finding:
         return Finding("ok", "the process has no arena yet", meaning)
     present = locked = excluded = resident = 0
     inside = False
-    with target.proc("smaps").open(errors="surrogateescape") as lines:
+    with target.proc("smaps").open(errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             first, _, rest = line.partition(" ")
             if not first.endswith(":"):

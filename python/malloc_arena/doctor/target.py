@@ -52,7 +52,7 @@ class Target:
         return self.path(f"proc/{self.pid}/{name}")
 
     def read(self, name: str) -> str:
-        return self.path(name).read_text().strip()
+        return self.path(name).read_text(errors="surrogateescape").strip()
 
     def sysctl(self, name: str) -> int | None:
         """None where this kernel has no such setting."""
@@ -63,7 +63,8 @@ class Target:
 
     @functools.cached_property
     def status(self) -> dict[str, str]:
-        lines = self.proc("status").read_text().splitlines()
+        # The name may have any bytes but a line end: the kernel cuts it off in a letter, too.
+        lines = self.proc("status").read_text(errors="surrogateescape").split("\n")
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
     def kilobytes(self, field: str) -> int:
@@ -124,7 +125,8 @@ class Target:
         """The files it runs code from, in order of address."""
         starts: dict[str, int] = {}
         found: dict[str, Mapped] = {}
-        for line in self.proc("maps").read_text(errors="surrogateescape").splitlines():
+        # A file's name may have any bytes: the kernel escapes the line end, and nothing else.
+        for line in os.fsdecode(self.proc("maps").read_bytes()).split("\n")[:-1]:
             span, mode, offset, _, _, *rest = line.split(maxsplit=5)
             if not rest or not rest[0].startswith("/"):
                 continue
@@ -156,7 +158,7 @@ class Target:
     def home(self) -> str:
         """What started it and so gives it its limits: "systemd UNIT", "Kubernetes", "Docker", or
         "shell"."""
-        groups = self.proc("cgroup").read_text()
+        groups = self.proc("cgroup").read_text(errors="surrogateescape")
         if "kubepods" in groups:
             return "Kubernetes"
         if "docker" in groups or (self.is_self and self.path(".dockerenv").exists()):

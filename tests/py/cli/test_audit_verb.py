@@ -326,6 +326,40 @@ def test_a_library_that_was_replaced_while_the_program_ran(
     assert 'arena "secure"' in shown.stdout
 
 
+def test_a_program_and_its_files_may_have_any_name(
+    token: Path, tmp_path: Path, waiting: Any
+) -> None:
+    # Of the program's name the kernel keeps 15 bytes, here with half of the last letter.
+    program = tmp_path / ("a" * 14 + "\xe4")
+    shutil.copy(os.path.realpath(sys.executable), program)
+    mapped = os.fsencode(tmp_path) + b"/m\xff\r\x0b\xc2\x85 1-2"
+    with open(mapped, "wb") as file:
+        file.write(bytes(1 << 16))
+    script = (
+        "import mmap, os, sys, malloc_arena\n"
+        "from malloc_arena import snapshot\n"
+        "kept = mmap.mmap(os.open(os.fsencode(sys.argv[1]), os.O_RDWR), 0)\n"
+        "with malloc_arena.get(malloc_arena.HEAP_SECURE): text = str(4711) * 9\n"
+        "import numpy\n"
+        "assert snapshot.take().find(id(text))\n"
+        "os.write(1, b'x'); os.read(0, 1)\n"
+    )
+    child = waiting(
+        [str(program), "-c", script, os.fsdecode(mapped)],
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHOME": sys.base_prefix},
+    )
+    assert look(audit("--secret-file", token, "--pid", str(child.pid), "--json"))["threads"] >= 1
+    for verb in ("map", "doctor"):
+        done = subprocess.run(
+            [sys.executable, "-m", "malloc_arena", verb, "--pid", str(child.pid), "--json"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (done.returncode in (0, 1), done.stderr) == (True, ""), verb
+        assert json.loads(done.stdout)["pid"] == child.pid
+
+
 def test_fifty_clean_runs_have_no_finding(tmp_path: Path) -> None:
     programs = (
         "import json, ssl",
