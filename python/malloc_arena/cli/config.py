@@ -59,7 +59,16 @@ class Config:
     def __call__(self, options: argparse.Namespace) -> int:
         import json
         import shlex
+        import sys
 
+        if not library().is_file():
+            # pip install -e leaves it, and the header, in its build directory.
+            print(
+                f"malloc-arena config: {library()} is missing: install the package again "
+                "(pip install -e leaves it out)",
+                file=sys.stderr,
+            )
+            return 3
         values = self.values()
         if options.json:
             data = {"schema": "malloc-arena/config/1"}

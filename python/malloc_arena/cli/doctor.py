@@ -45,10 +45,10 @@ class Doctor:
         try:
             report = doctor.examine(doctor.Target(options.pid), options.checks)
         except OSError as error:
-            print(
-                f"malloc-arena doctor: process {options.pid} cannot be seen: {error.strerror}",
-                file=sys.stderr,
+            what = (
+                f"process {options.pid}" if options.pid is not None else "this process, in /proc,"
             )
+            print(f"malloc-arena doctor: {what} cannot be seen: {error.strerror}", file=sys.stderr)
             return 3
         from ..render import doctor as render
 

@@ -49,7 +49,9 @@ class Run:
             # The loader splits the variable at both and knows no escape.
             return _refuse(f"LD_PRELOAD cannot name {path!r}: it has a space or a colon", 3)
         if not library().is_file():
-            return _refuse(f"{path} is missing: install the package again", 3)
+            return _refuse(
+                f"{path} is missing: install the package again (pip install -e leaves it out)", 3
+            )
         environment = os.environ | {
             "LD_PRELOAD": preload(os.environ.get("LD_PRELOAD", ""), path),
             # In front, so that what the caller says counts.

@@ -333,3 +333,21 @@ def test_names_that_are_not_utf_8_are_shown_as_they_can_be(
         assert (done.returncode, done.stderr) == (1, "")
     for text in (page.read_text(), report.read_text(), done.stdout):
         assert r"d\udcff" in text
+
+
+def test_an_install_without_the_library_and_a_missing_proc_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("malloc_arena.cli.config.library", lambda: tmp_path / "none.so")
+    assert cli.main(["config", "--libs"]) == 3
+    said = capsys.readouterr()
+    assert (said.out, "pip install -e leaves it out" in said.err) == ("", True)
+
+    def refused(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("malloc_arena.doctor.examine", refused)
+    assert cli.main(["doctor"]) == 3
+    assert capsys.readouterr().err == (
+        "malloc-arena doctor: this process, in /proc, cannot be seen: No such file or directory\n"
+    )
