@@ -74,6 +74,7 @@ class Program:
         self._inbox = b""
         self._exiting = False  # it stands in its exit
         self.status = 0  # as of waitpid, once it has ended
+        self.has_others = False  # it started processes, which are not searched
         theirs: socket.socket | None = None
         if trace:
             self._channel, theirs = socket.socketpair()
@@ -150,6 +151,7 @@ class Program:
         while True:
             self._pump()
             if self._exiting:
+                self.has_others = self._started_others()
                 if not seen:
                     seen = True
                     yield "exit", self._look(None)
@@ -175,6 +177,16 @@ class Program:
                 if not seen:
                     yield "interval", self._look(self._max_pause)
                 due = time.monotonic() + self._every
+
+    def _started_others(self) -> bool:
+        """Whether it has children, or has waited for some: these had page faults."""
+        proc = Path(f"/proc/{self.pid}")
+        try:
+            fields = (proc / "stat").read_text(errors="replace").rpartition(") ")[2].split()
+            lists = [(task / "children").read_text() for task in (proc / "task").iterdir()]
+        except OSError:  # a kernel without these lists
+            return False
+        return int(fields[8]) > 0 or any(lists)
 
     def _pump(self) -> None:
         """Handles what the program's main thread stopped for, until it runs or is in its exit."""

@@ -31,9 +31,9 @@ class Audit:
     environment or a prompt, never from the command line.
 
     A program that is started here is searched in its exit, when this command gets
-    SIGUSR1, and every N seconds on request. With --trace, which is for Python, its
-    last search is before the interpreter is taken down, and the lines that
-    allocated a live block are told.
+    SIGUSR1, and every N seconds on request; what it starts itself is not. With
+    --trace, which is for Python, its last search is before the interpreter is taken
+    down, and the lines that allocated a live block are told.
 
     Exit codes: 0 nothing outside an arena, 1 a finding, 2 usage, 3 could not look.
     """
@@ -206,6 +206,12 @@ def _started(options: argparse.Namespace, scanner: Scanner) -> tuple[tuple[Look,
         trace=options.trace,
     )
     looks = tuple(Look(why, scan) for why, scan in program.run())
+    if program.has_others:
+        print(
+            "malloc-arena audit: it started other processes, which were not searched: give the "
+            "command of the one that has the secret, or its --pid",
+            file=sys.stderr,
+        )
     return looks, os.waitstatus_to_exitcode(program.status)
 
 

@@ -446,6 +446,22 @@ def test_every_way_to_end_is_seen(token: Path, code: str, status: int, trace: bo
         assert "agent.py" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("code", "has_others"),
+    [
+        ("import subprocess; subprocess.call(['true'])", True),
+        ("import subprocess; subprocess.Popen(['sleep', '5'])", True),
+        ("import threading; threading.Thread(target=print).start()", False),
+    ],
+)
+def test_processes_that_it_started_are_told_to_be_left_out(
+    token: Path, code: str, has_others: bool
+) -> None:
+    done = audit("--secret-file", token, "--", sys.executable, "-c", code)
+    assert done.returncode == 0
+    assert ("it started other processes, which were not searched" in done.stderr) == has_others
+
+
 def test_the_secret_comes_by_each_way_and_not_to_the_program(token: Path, tmp_path: Path) -> None:
     clean = ["--json", "--", sys.executable, "-c", "pass"]
     assert (
