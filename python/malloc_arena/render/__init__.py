@@ -20,5 +20,6 @@ def new_console(file: IO[str] | Any = None) -> Console:
             raise  # it is called where the error is handled
 
     made = Plain(highlight=False, file=file)
-    made.width = max(made.width, _LEAST)
+    if made.width < _LEAST:
+        made.width = _LEAST  # from then on it does not follow the window
     return made
