@@ -62,6 +62,7 @@ def _sweep() -> None:
     _displayed(is_ours)
     # The cache of attributes by type and name keeps names.
     getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()
+    _shapes()
     clear_free_lists()
 
 
@@ -133,6 +134,29 @@ def _warnings(is_ours: Any) -> None:
         for key in list(registry) if type(registry) is dict else ():
             if isinstance(key, tuple) and any(map(is_ours, key)):
                 registry.pop(key, None)
+
+
+class _Index:
+    """An index that makes arrays when it is asked for, DEPTH within each other: then numpy holds
+    memory for as many shapes of LENGTH."""
+
+    def __init__(self, empty: Any, length: int, depth: int) -> None:
+        self.arguments = empty, length, depth
+
+    def __index__(self) -> int:
+        empty, length, depth = self.arguments
+        if depth:
+            empty((_Index(empty, length, depth - 1),) + (0,) * (length - 1))
+        return 0
+
+
+def _shapes() -> None:
+    """The memory of shapes, that numpy keeps for the next ones: up to 7 blocks of 2 numbers, of 3,
+    and so on to 15. They hold no secret, but an arena open. New ones outside take their place."""
+    empty = getattr(sys.modules.get("numpy"), "empty", None)
+    if empty is not None:
+        for length in range(2, 16):
+            _Index(empty, length, 15).__index__()
 
 
 def _displayed(is_ours: Any) -> None:

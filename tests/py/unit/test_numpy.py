@@ -89,3 +89,31 @@ with warnings.catch_warnings(record=True) as seen:
 assert "numpy 99" in str(seen[0].message), seen
 """
     ).ends()
+
+
+def test_shapes_that_numpy_keeps_do_not_hold_an_arena(child: Callable[..., Child]) -> None:
+    child(
+        """
+import numpy as np
+def work():
+    # Several of each length at a time, and of each way that a shape is made.
+    several = [np.zeros((1,) * dims) for dims in range(1, 20) for _ in range(9)]
+    class Nested:
+        def __init__(self, depth, length): self.depth, self.length = depth, length
+        def __index__(self):
+            if self.depth: np.empty((Nested(self.depth - 1, self.length),) + (1,) * self.length)
+            return 1
+    for length in range(15): np.empty((Nested(9, length),) + (1,) * length)
+own = Arena(HEAP_SECURE, name="own")
+own.call(work)
+gc.collect()
+try: own.close()
+except malloc_arena.ArenaError: pass
+else: raise AssertionError("numpy keeps none any more")
+own.sweep()
+own.close()
+own = Arena(HEAP_SECURE, name="own")
+with own.scope(sweep=True): work()
+own.close()
+"""
+    ).ends()
