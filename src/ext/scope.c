@@ -125,27 +125,31 @@ leave (malloc_arena *handle)
   was_secure = 0;
 }
 
-/* Gives a bare MemoryError its message, if it is this arena that refused. */
+/* Says of a MemoryError which arena it was, if it is this one that refused: a bare one gets its message, a
+ * library's own (numpy's) keeps that, and gets a note. */
 static void
 explain (malloc_arena *handle, PyObject *error)
 {
   size_t size;
   malloc_arena *by = ma_object_refused (&size);
-  if (by == NULL || by != handle || Py_TYPE (error) != (PyTypeObject *)PyExc_MemoryError)
+  if (by == NULL || by != handle || !PyErr_GivenExceptionMatches (error, PyExc_MemoryError))
     return;
   ma_object_forget_refused ();
   /* Outside, as the arena has nothing left for it. */
   malloc_arena_enter (NULL);
   PyObject *args = PyObject_GetAttrString (error, "args");
-  if (args != NULL && PyTuple_Check (args) && PyTuple_GET_SIZE (args) == 0)
+  PyObject *message = args != NULL && PyTuple_Check (args) ? core_exhausted (by, size, 1) : NULL;
+  if (message != NULL && PyTuple_GET_SIZE (args) == 0
+      && Py_TYPE (error) == (PyTypeObject *)PyExc_MemoryError)
     {
-      PyObject *message = core_exhausted (by, size, 1);
-      PyObject *filled = message ? PyTuple_Pack (1, message) : NULL;
+      PyObject *filled = PyTuple_Pack (1, message);
       if (filled != NULL)
         PyObject_SetAttrString (error, "args", filled);
       Py_XDECREF (filled);
-      Py_XDECREF (message);
     }
+  else if (message != NULL)
+    Py_XDECREF (PyObject_CallMethod (error, "add_note", "O", message));
+  Py_XDECREF (message);
   Py_XDECREF (args);
   malloc_arena_leave (NULL);
   PyErr_Clear ();

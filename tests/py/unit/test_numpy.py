@@ -117,3 +117,25 @@ with own.scope(sweep=True): work()
 own.close()
 """
     ).ends()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "np.ones(1 << 20)",
+        "np.arange(1000).resize(10_000_000, refcheck=False)",
+        "np.concatenate([np.ones(100_000)] * 9)",
+    ],
+)
+def test_a_limit_that_numpy_met_is_named(child: Callable[..., Child], work: str) -> None:
+    child(
+        f"""
+import numpy as np
+own = Arena(HEAP_SECURE, name="own", limit=4 << 20)
+try:
+    with own: {work}
+except MemoryError as error: own_note = error.__notes__
+else: raise AssertionError
+assert [note.split(":")[0] for note in own_note] == ['arena "own" is at its limit of 4194304 bytes']
+"""
+    ).ends()
