@@ -45,7 +45,10 @@ ma_heap_charge (malloc_arena *arena, size_t bytes, int is_slab)
   /* Never more for a moment either: what does not fit must not be in the way of what does. */
   do
     if (unlikely (bytes > limit || now > limit - bytes))
-      return ENOMEM;
+      {
+        ma_refused.met = arena;
+        return ENOMEM;
+      }
   while (!atomic_compare_exchange_weak_explicit (&arena->mapped, &now, now + bytes,
                                                  memory_order_relaxed, memory_order_relaxed));
   return 0;

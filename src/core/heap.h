@@ -203,11 +203,13 @@ extern MA_HIDDEN struct ma_thread ma_nobody;
 /* The calling thread, for ownership; NULL before its first arena and after its end. */
 extern MA_HIDDEN __thread struct ma_thread *ma_self __attribute__ ((tls_model ("initial-exec")));
 
-/* The arena that refused this thread an object last, of so many bytes: of its reserve the thread may have slabs then. */
+/* The arena that refused this thread an object last, of SIZE bytes: of its reserve the thread may have slabs then. And
+ * the one whose limit it met last, for whatever block, which it may have got in another way. */
 struct ma_refusal
 {
   malloc_arena *arena;
   size_t size;
+  malloc_arena *met;
 };
 extern MA_HIDDEN __thread struct ma_refusal ma_refused __attribute__ ((tls_model ("initial-exec")));
 

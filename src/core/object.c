@@ -27,7 +27,8 @@ ma_object_begin (malloc_arena *arena)
 static MA_COLD void *
 refused (malloc_arena *arena, size_t size)
 {
-  ma_refused = (struct ma_refusal){ arena, size };
+  ma_refused.arena = arena;
+  ma_refused.size = size;
   return NULL;
 }
 
@@ -35,13 +36,13 @@ malloc_arena *
 ma_object_refused (size_t *size)
 {
   *size = ma_refused.size;
-  return ma_refused.arena;
+  return ma_refused.arena != NULL ? ma_refused.arena : ma_refused.met;
 }
 
 void
 ma_object_forget_refused (void)
 {
-  ma_refused = (struct ma_refusal){ NULL, 0 };
+  ma_refused = (struct ma_refusal){ NULL, 0, NULL };
 }
 
 /* ---- alloc ---- */

@@ -64,7 +64,8 @@ MA_EXPORT void ma_object_free (void *p);
  * where the arena is active: for small objects of a thread that was refused one, as a runtime that tells of that makes
  * some for each frame that it leaves. */
 MA_EXPORT void ma_object_begin (malloc_arena *arena);
-/* The arena that refused an object of this thread last, of *SIZE bytes; NULL if none since it was forgotten. */
+/* The arena that refused an object of this thread last, of *SIZE bytes, or whose limit it met with another block, of 0;
+ * NULL if none since it was forgotten. */
 MA_EXPORT malloc_arena *ma_object_refused (size_t *size);
 MA_EXPORT void ma_object_forget_refused (void);
 

@@ -401,3 +401,22 @@ gc.collect()
         MALLOC_ARENA_OPTIONS="active=secure",
     )
     process.ends()
+
+
+def test_a_limit_that_a_c_library_met_is_named(child: Callable[..., Child]) -> None:
+    """Where it is preloaded, and the library says by a MemoryError that it had no memory."""
+    child(
+        """
+import sqlite3
+own = Arena(HEAP_DEFAULT, name="own", limit=4 << 20)
+database = sqlite3.connect(":memory:")
+try:
+    with own: database.execute("select zeroblob(8000000) || 'x'").fetchone()
+except MemoryError as error: assert str(error).startswith('arena "own" is at its limit'), error
+else: raise AssertionError
+try:
+    with own: raise MemoryError("of its own accord")
+except MemoryError as error: assert not hasattr(error, "__notes__")
+""",
+        LD_PRELOAD=str(library()),
+    ).ends()
