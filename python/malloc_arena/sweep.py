@@ -62,7 +62,7 @@ def _sweep() -> None:
     _displayed(is_ours)
     # The cache of attributes by type and name keeps names.
     getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()
-    _shapes()
+    _numpy()
     clear_free_lists()
 
 
@@ -150,13 +150,19 @@ class _Index:
         return 0
 
 
-def _shapes() -> None:
-    """The memory of shapes, that numpy keeps for the next ones: up to 7 blocks of 2 numbers, of 3,
-    and so on to 15. They hold no secret, but an arena open. New ones outside take their place."""
-    empty = getattr(sys.modules.get("numpy"), "empty", None)
-    if empty is not None:
-        for length in range(2, 16):
-            _Index(empty, length, 15).__index__()
+def _numpy() -> None:
+    """What numpy keeps for the next arrays and ufuncs: memory for shapes, up to 7 blocks of 2
+    numbers, of 3, and so on to 15, and 5 for loops. They hold no secret, but an arena open. New
+    ones outside take their place."""
+    numpy = sys.modules.get("numpy")
+    empty, ufunc = getattr(numpy, "empty", None), getattr(numpy, "frompyfunc", None)
+    if empty is None or ufunc is None:
+        return
+    for length in range(2, 16):
+        _Index(empty, length, 15).__index__()
+    # By an argument, as a function that knows itself would be garbage in a cycle.
+    loop = ufunc(lambda loop, depth: loop(loop, depth - 1) if depth else 0, 2, 1)
+    loop(loop, 11)
 
 
 def _displayed(is_ours: Any) -> None:

@@ -91,7 +91,7 @@ assert "numpy 99" in str(seen[0].message), seen
     ).ends()
 
 
-def test_shapes_that_numpy_keeps_do_not_hold_an_arena(child: Callable[..., Child]) -> None:
+def test_what_numpy_keeps_does_not_hold_an_arena(child: Callable[..., Child]) -> None:
     child(
         """
 import numpy as np
@@ -104,6 +104,8 @@ def work():
             if self.depth: np.empty((Nested(self.depth - 1, self.length),) + (1,) * self.length)
             return 1
     for length in range(15): np.empty((Nested(9, length),) + (1,) * length)
+    nested = np.frompyfunc(lambda self, n: self(self, n - 1) if n else 0, 2, 1)
+    nested(nested, 9)
 own = Arena(HEAP_SECURE, name="own")
 own.call(work)
 gc.collect()
