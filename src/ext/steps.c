@@ -179,6 +179,17 @@ steps_name (PyObject *self, void *which)
   return PyObject_GetAttrString ((PyObject *)Py_TYPE (inner), which);
 }
 
+/* What the inner one tells of where it stands, for tracebacks of tasks and debuggers. */
+static PyObject *
+steps_inner (PyObject *self, void *which)
+{
+  PyObject *key = PyUnicode_InternFromString (which); /* see method_of */
+  PyObject *value
+      = key != NULL ? PyObject_GetAttr (((struct steps_object *)self)->inner, key) : NULL;
+  Py_XDECREF (key);
+  return value;
+}
+
 static PyObject *
 steps_repr (PyObject *self)
 {
@@ -243,13 +254,32 @@ static PyMethodDef steps_methods[] = {
   { NULL, NULL, 0, NULL },
 };
 
-static PyGetSetDef steps_names[] = {
-  { "__name__", steps_name, NULL, NULL, "__name__" },
+/* clang-format off */
+#define INNER(name) { name, steps_inner, NULL, NULL, name }
+#define NAMES                                                                                      \
+  { "__name__", steps_name, NULL, NULL, "__name__" },                                              \
   { "__qualname__", steps_name, NULL, NULL, "__qualname__" },
+
+static PyGetSetDef run_getset[] = {
+  NAMES
+  INNER ("cr_await"),
+  INNER ("cr_code"),
+  INNER ("cr_frame"),
+  INNER ("cr_origin"),
+  INNER ("cr_running"),
+  INNER ("cr_suspended"),
+  { NULL, NULL, NULL, NULL, NULL },
+};
+static PyGetSetDef iterate_getset[] = {
+  NAMES
+  INNER ("gi_code"),
+  INNER ("gi_frame"),
+  INNER ("gi_running"),
+  INNER ("gi_suspended"),
+  INNER ("gi_yieldfrom"),
   { NULL, NULL, NULL, NULL, NULL },
 };
 
-/* clang-format off */
 #define STEPS                                                                                      \
   { Py_tp_new, steps_new },                                                                        \
   { Py_tp_dealloc, steps_dealloc },                                                                \
@@ -260,11 +290,15 @@ static PyGetSetDef steps_names[] = {
   { Py_tp_iter, PyObject_SelfIter },                                                               \
   { Py_tp_iternext, steps_next },                                                                  \
   { Py_am_send, steps_step },                                                                      \
-  { Py_tp_methods, steps_methods },                                                                \
-  { Py_tp_getset, steps_names },
+  { Py_tp_methods, steps_methods },
 
-static PyType_Slot run_slots[] = { STEPS { Py_am_await, PyObject_SelfIter }, { 0, NULL } };
-static PyType_Slot iterate_slots[] = { STEPS { 0, NULL } };
+static PyType_Slot run_slots[] = {
+  STEPS
+  { Py_am_await, PyObject_SelfIter },
+  { Py_tp_getset, run_getset },
+  { 0, NULL },
+};
+static PyType_Slot iterate_slots[] = { STEPS { Py_tp_getset, iterate_getset }, { 0, NULL } };
 /* clang-format on */
 
 PyType_Spec run_spec = {

@@ -476,3 +476,31 @@ def test_a_cycle_through_steps_is_collected(own: Arena) -> None:
         del cycle
         gc.collect()
         assert gone() is None
+
+
+def test_where_a_bound_coroutine_stands_can_be_seen(own: Arena) -> None:
+    async def inner() -> None:
+        await asyncio.sleep(60)
+
+    async def work() -> None:
+        await inner()
+
+    async def main() -> None:
+        for coroutine in (work(), own.run(work())):
+            task = asyncio.create_task(coroutine)
+            await asyncio.sleep(0)
+            assert [frame.f_code.co_name for frame in task.get_stack()] == ["work"]
+            assert "work() running at" in repr(task)
+            assert inspect.getcoroutinestate(coroutine) == inspect.CORO_SUSPENDED
+            task.cancel()
+            await asyncio.wait([task])
+            assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+            del task
+
+    asyncio.run(main())
+    rows = own.iterate(n for n in range(3))
+    assert next(rows) == 0
+    assert inspect.getgeneratorstate(rows) == inspect.GEN_SUSPENDED
+    rows.close()
+    assert inspect.getgeneratorstate(rows) == inspect.GEN_CLOSED
+    assert not hasattr(own.iterate([1]), "gi_frame"), "a list's iterator has none"
