@@ -194,20 +194,41 @@ find_stack (const struct ma_thread *thread, char **low, char **end)
   errno = saved;
 }
 
-size_t
-ma_stack_room (const char *p, size_t bytes)
+enum
 {
-  enum
-  {
-    SPARE = 8192 /* for what runs on top of it: a signal handler, the linker */
-  };
+  SPARE = 8192 /* for what runs on top of it: a signal handler, the linker */
+};
+
+/* The first stack grows to its limit as it is now, which the process may have lowered: of ROOM below P what is
+ * there already, or may come. */
+static size_t
+room_to_grow (struct ma_thread *thread, char *p, size_t room, int is_used)
+{
+  char *low, *end;
+  os_first_stack (&low, &end);
+  low += SPARE;
+  if (thread->stack_grown > p)
+    thread->stack_grown = p;
+  if (low > thread->stack_grown)
+    low = thread->stack_grown;
+  if (room > (size_t)(p - low))
+    room = (size_t)(p - low);
+  if (is_used && p - room < thread->stack_grown)
+    thread->stack_grown = p - room;
+  return room;
+}
+
+size_t
+ma_stack_room (char *p, size_t bytes)
+{
   struct ma_thread *thread = ma_self;
   char *low = thread != NULL ? thread->stack : NULL;
   char *end = thread != NULL ? thread->stack_end : NULL;
   if (low == NULL)
     {
       os_first_stack (&low, &end);
-      if (p < low || p >= end)
+      int is_first = p >= low && p < end;
+      if (!is_first)
         {
           if (thread != NULL && thread->is_asking)
             return 0;
@@ -219,13 +240,18 @@ ma_stack_room (const char *p, size_t bytes)
         {
           thread->stack = low;
           thread->stack_end = end;
+          thread->stack_grown = is_first ? p : NULL;
           thread->is_asking = 0;
         }
     }
   if (p < low + SPARE || p >= end)
     return 0;
   size_t room = (size_t)(p - low) - SPARE;
-  return room < bytes ? room : bytes;
+  if (room > bytes)
+    room = bytes;
+  if (thread != NULL && unlikely (p - room < thread->stack_grown))
+    room = room_to_grow (thread, p, room, bytes != SIZE_MAX);
+  return room;
 }
 
 /* ---- local arenas ---- */

@@ -28,6 +28,8 @@ struct ma_thread
   unsigned depth;
   char *stack; /* lowest address, once it is known */
   char *stack_end;
+  char *
+      stack_grown; /* the first stack was used down to here, whatever its limit is by now; else NULL */
   volatile int is_asking; /* for it: a signal handler must not ask again */
   int late;               /* its id, if it had ended before; 0 */
   struct ma_thread *next; /* of all, or of the unused */
@@ -50,8 +52,9 @@ void ma_arena_check (const malloc_arena *arena);
 int ma_arena_trim (malloc_arena *arena);
 int ma_arena_trim_all (void);
 
-/* Room of the calling thread's stack below P, at most BYTES; 0 on a stack that is not the thread's. */
-size_t ma_stack_room (const char *p, size_t bytes);
+/* Room of the calling thread's stack below P, at most BYTES, which are then used, or all there is (SIZE_MAX); 0 on a
+ * stack that is not the thread's. */
+size_t ma_stack_room (char *p, size_t bytes);
 
 void ma_arena_enter (malloc_arena *arena);
 void ma_arena_leave (malloc_arena *arena);

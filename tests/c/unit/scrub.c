@@ -1,5 +1,7 @@
 /* malloc_arena_scrub overwrites what calls left on the stack, and is fit for a signal handler: where the
  * stack lies, which only pthread_getattr_np can tell, and that allocates, is asked before. */
+#include <sys/resource.h>
+
 #include "check.h"
 
 static _Atomic unsigned asked;
@@ -130,6 +132,33 @@ whole_stack (void)
     }
 }
 
+/* The first stack may grow no further than to its limit, which is lower by now than when it was asked for. */
+static void
+lower_limit (void *data)
+{
+  (void)data;
+  struct rlimit limit;
+  malloc_arena *arena = malloc_arena_get (HEAP_SECURE);
+  malloc_arena_enter (arena);
+  CHECK_EQUAL (getrlimit (RLIMIT_STACK, &limit), 0);
+  limit.rlim_cur = 16 << 10;
+  CHECK_EQUAL (setrlimit (RLIMIT_STACK, &limit), 0);
+  malloc_arena_scrub (1 << 20);
+  malloc_arena_leave (arena);
+}
+
+/* What was scrubbed once is there, whatever the limit says. */
+static void
+lower_later (void *data)
+{
+  malloc_arena_enter (malloc_arena_get (HEAP_SECURE));
+  malloc_arena_scrub (1 << 20);
+  lower_limit (data);
+  leave_bytes ();
+  malloc_arena_scrub (1 << 20);
+  CHECK (left (FRAME) < 8);
+}
+
 int
 main (int argc, char **argv)
 {
@@ -150,5 +179,7 @@ main (int argc, char **argv)
   run (in_none, 0);
   run (in_child, 0);
   whole_stack ();
+  CHECK_EQUAL (check_child (lower_limit, NULL).signal, 0);
+  CHECK_EQUAL (check_child (lower_later, NULL).exit_code, 0);
   return 0;
 }
