@@ -171,6 +171,53 @@ malloc_arena_scrub (size_t bytes)
   ma_scrub_stack (ma_stack_room (__builtin_frame_address (0), bytes));
 }
 
+enum
+{
+  STEP = 16 << 10, /* more than nearly any frame has that is not written */
+  OWN = 1 << 10    /* what a scrub leaves below itself: its own frames */
+};
+
+/* How far below HERE, the caller's frame, the stack was written: LEAST bytes, and on in steps up to one that is zero,
+ * or to MOST. The stack pointer goes along, as the kernel need not grow the stack for a look far below it. */
+static __attribute__ ((noinline)) size_t
+find_used (const char *here, size_t least, size_t most)
+{
+  char *low = __builtin_alloca (least);
+  for (size_t depth = least; depth + STEP <= most; depth += STEP)
+    {
+      char *step = __builtin_alloca (STEP);
+      __asm__ volatile ("" : "+r"(step) : : "memory"); /* it is not new to us */
+      ma_say_defined (step, STEP);
+      ma_v16 odd = { 0 }, even = { 0 };
+      for (const char *p = step; p != step + STEP - OWN; p += 8 * sizeof (ma_v16))
+        {
+          const ma_v16 *q = (const ma_v16 *)p;
+          odd |= (q[7] | q[5]) | (q[3] | q[1]);
+          even |= (q[6] | q[4]) | (q[2] | q[0]);
+        }
+      odd |= even;
+      if ((odd[0] | odd[1]) == 0)
+        break;
+      low = step;
+    }
+  __asm__ volatile ("" : "+r"(low));
+  return (size_t)(here - low);
+}
+
+void
+ma_scrub_used (size_t least)
+{
+  char *here = __builtin_frame_address (0);
+  size_t bytes = ma_stack_room (here, least + STEP);
+  if (bytes == least + STEP)
+    {
+      bytes = find_used (here, least, least + STEP);
+      if (unlikely (bytes >= least + STEP))
+        bytes = find_used (here, least, ma_stack_room (here, SIZE_MAX));
+    }
+  ma_scrub_stack (bytes);
+}
+
 MA_EXPORT malloc_arena *
 malloc_arena_of (const void *p)
 {

@@ -101,6 +101,9 @@ MA_EXPORT unsigned ma_kind_of (const malloc_arena *arena);
 /* How many enters of the calling thread are open. */
 MA_EXPORT unsigned ma_depth (void);
 
+/* As malloc_arena_scrub, and below LEAST bytes as far as the stack was written: until 16 KiB of it are zero. */
+MA_EXPORT void ma_scrub_used (size_t least);
+
 /* Wipes N bytes at P; the compiler cannot drop it. */
 MA_EXPORT void ma_wipe (void *p, size_t n);
 

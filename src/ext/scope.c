@@ -12,7 +12,7 @@
 
 enum
 {
-  SCRUB_BYTES = 128 * 1024 /* as deep as calls into C libraries were seen to leave copies */
+  SCRUB_BYTES = 128 * 1024 /* as deep as most calls into C libraries leave copies */
 };
 
 /* `malloc-arena run --sweep`: each outermost scope sweeps. */
@@ -120,7 +120,7 @@ leave (malloc_arena *handle)
   if (was_secure)
     {
       streams_wipe ();
-      malloc_arena_scrub (SCRUB_BYTES);
+      ma_scrub_used (SCRUB_BYTES);
     }
   was_secure = 0;
 }

@@ -72,9 +72,11 @@ show(live=vault.stats().live_blocks)
 
 
 @with_a_stack
+@pytest.mark.parametrize("depth", [40, 400])
 @pytest.mark.parametrize("scoped", [False, True])
-def test_the_dead_stack_is_scrubbed(child: Callable[..., Child], scoped: bool) -> None:
-    """CPython encodes short texts in a buffer on the stack; outside a scope they stay there."""
+def test_the_dead_stack_is_scrubbed(child: Callable[..., Child], scoped: bool, depth: int) -> None:
+    """CPython encodes short texts in a buffer on the stack; outside a scope they stay there. 400
+    calls from C to Python and back need more of it than the end of a scope always looks at."""
     process = child(
         MAKE
         + """
@@ -83,8 +85,8 @@ def encode():
 def deep(n):  # below what show() will overwrite
     return encode() if n == 0 else max(map(deep, [n - 1]))
 def work():
-    deep(40)
 """
+        + f"    deep({depth})\n"
         + ("get(HEAP_SECURE).call(work)" if scoped else "work()")
         + "\nshow()"
     )
