@@ -199,6 +199,27 @@ buffer_refuse_copy (PyObject *Py_UNUSED (self), PyObject *Py_UNUSED (args))
   return NULL;
 }
 
+/* The byte at POSITION of a view whose items lie apart. */
+static unsigned char
+byte_at (const Py_buffer *view, Py_ssize_t position)
+{
+  Py_ssize_t indices[PyBUF_MAX_NDIM];
+  Py_ssize_t item = position / view->itemsize;
+  for (int i = view->ndim; i-- > 0; item /= view->shape[i])
+    indices[i] = item % view->shape[i];
+  return ((unsigned char *)PyBuffer_GetPointer (view, indices))[position % view->itemsize];
+}
+
+/* As below. PyBuffer_ToContiguous would make a copy, by way of another one, in ordinary memory. */
+static int
+is_equal_apart (const Py_buffer *a, const Py_buffer *b)
+{
+  volatile unsigned char difference = a->len != b->len;
+  for (Py_ssize_t i = 0; i < a->len && a->len == b->len; i++)
+    difference |= byte_at (a, i) ^ byte_at (b, i);
+  return difference == 0;
+}
+
 /* The time depends on the sizes, never on where the bytes differ. */
 static int
 is_equal (const void *a, Py_ssize_t a_size, const void *b, Py_ssize_t b_size)
@@ -217,12 +238,14 @@ are_equal (PyObject *a, PyObject *b)
 {
   Py_buffer view;
   Py_buffer other;
-  if (PyObject_GetBuffer (a, &view, PyBUF_SIMPLE) == -1)
+  if (PyObject_GetBuffer (a, &view, PyBUF_FULL_RO) == -1)
     return -1;
-  int equal = PyObject_GetBuffer (b, &other, PyBUF_SIMPLE);
+  int equal = PyObject_GetBuffer (b, &other, PyBUF_FULL_RO);
   if (equal == 0)
     {
-      equal = is_equal (view.buf, view.len, other.buf, other.len);
+      equal = PyBuffer_IsContiguous (&view, 'C') && PyBuffer_IsContiguous (&other, 'C')
+                  ? is_equal (view.buf, view.len, other.buf, other.len)
+                  : is_equal_apart (&view, &other);
       PyBuffer_Release (&other);
     }
   PyBuffer_Release (&view);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import hashlib
 import io
@@ -17,7 +18,7 @@ import pytest
 
 import malloc_arena
 from conftest import Child, memory, on_a_kernel, wiped
-from malloc_arena import HEAP_DEFAULT, HEAP_SECURE, Arena, ArenaError, SecretBuffer
+from malloc_arena import HEAP_DEFAULT, HEAP_SECURE, Arena, ArenaError, Secret, SecretBuffer
 
 
 def test_buffer_protocol() -> None:
@@ -120,6 +121,30 @@ def test_no_text_hash_copy_or_pickle() -> None:
         type("Sub", (SecretBuffer,), {})
     with pytest.raises(TypeError):
         SecretBuffer.extra = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("step", [2, 3, -1, -2])
+def test_equality_with_a_view_whose_items_lie_apart(step: int) -> None:
+    view = memoryview(bytes(range(12)))[::step]
+    same = SecretBuffer(len(view))
+    same[:] = bytes(view)
+    assert same == view
+    assert view == same
+    assert Secret(view) == bytes(view)
+    assert Secret(view) == Secret(view)
+    same[len(same) - 1] ^= 1
+    assert same != view
+    assert SecretBuffer(1) != view
+
+
+def test_equality_with_a_view_of_more_dimensions() -> None:
+    numbers = (ctypes.c_short * 3 * 2)((1, 2, 3), (4, 5, 6))
+    same = SecretBuffer(ctypes.sizeof(numbers))
+    same[:] = bytes(numbers)
+    assert same == memoryview(numbers)
+    rows = memoryview(bytes(numbers)).cast("h", (2, 3))
+    assert Secret(rows[::-1]) == bytes(numbers)[6:] + bytes(numbers)[:6]
+    assert Secret(rows[::-1]) != bytes(numbers)
 
 
 def test_equality() -> None:
