@@ -199,6 +199,14 @@ buffer_refuse_copy (PyObject *Py_UNUSED (self), PyObject *Py_UNUSED (args))
   return NULL;
 }
 
+/* int() and float() of any buffer make a copy of it, in ordinary memory, and int() shows it if it is no number. */
+static PyObject *
+buffer_refuse_number (PyObject *Py_UNUSED (self))
+{
+  PyErr_SetString (PyExc_TypeError, "a SecretBuffer is no number");
+  return NULL;
+}
+
 /* The byte at POSITION of a view whose items lie apart. */
 static unsigned char
 byte_at (const Py_buffer *view, Py_ssize_t position)
@@ -402,6 +410,8 @@ static PyType_Slot buffer_slots[] = {
   { Py_tp_methods, buffer_methods },
   { Py_tp_getset, buffer_getset },
   { Py_tp_members, buffer_members },
+  { Py_nb_int, buffer_refuse_number },
+  { Py_nb_float, buffer_refuse_number },
   { Py_mp_length, buffer_length },
   { Py_mp_subscript, buffer_subscript },
   { Py_mp_ass_subscript, buffer_assign },

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import hashlib
 import io
+import math
 import os
 import pickle
 import re
@@ -121,6 +122,19 @@ def test_no_text_hash_copy_or_pickle() -> None:
         type("Sub", (SecretBuffer,), {})
     with pytest.raises(TypeError):
         SecretBuffer.extra = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", [int, float, "%d".__mod__, "%f".__mod__, math.floor])
+@pytest.mark.parametrize("text", [b"not a number", b"12345"])
+def test_it_is_no_number(number: Callable[[Any], object], text: bytes) -> None:
+    """int() of a buffer says what is in it, where that is no number."""
+    key = SecretBuffer(len(text))
+    key[:] = text
+    with pytest.raises(TypeError) as caught:
+        number(key)
+    assert text.decode() not in str(caught.value)
+    with pytest.raises(ValueError, match=text.decode()):
+        int(bytearray(text + b"!"))  # the control
 
 
 @pytest.mark.parametrize("step", [2, 3, -1, -2])
