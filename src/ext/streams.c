@@ -138,7 +138,8 @@ streams_learn (void)
 void
 streams_wipe (void)
 {
-  static const char zeros[64];
+  /* Stands where a buffer begins until something is written to it, which may begin with zeros. */
+  static const char unused[64] = "nothing was written here since a scope of malloc_arena ended";
   if (PyInterpreterState_Get () != owner)
     return;
   for (size_t i = 0; i < sizeof writers / sizeof writers[0] && writers[i] != NULL; i++)
@@ -146,8 +147,11 @@ streams_wipe (void)
       const intptr_t *words = (const intptr_t *)writers[i];
       char *buffer = (char *)words[layout.buffer];
       size_t size = (size_t)words[layout.size];
-      if (words[layout.end] == -1 && buffer != NULL && size >= sizeof zeros
-          && memcmp (buffer, zeros, sizeof zeros) != 0)
-        ma_wipe (buffer, size);
+      if (words[layout.end] == -1 && buffer != NULL && size >= sizeof unused
+          && memcmp (buffer, unused, sizeof unused) != 0)
+        {
+          ma_wipe (buffer, size);
+          memcpy (buffer, unused, sizeof unused);
+        }
     }
 }

@@ -13,6 +13,7 @@ from conftest import MAKE, SECRET, Child
 
 WAYS = {
     "stdout": "print(make().decode(), flush=True)",
+    "zeros": "sys.stdout.buffer.write(bytes(100) + make()); sys.stdout.flush()",
     "stderr": "print(make().decode(), file=sys.stderr)",
     "logging": "logging.warning('with %s', make().decode())",
 }
