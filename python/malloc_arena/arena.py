@@ -130,8 +130,12 @@ def _read_stats(arena: Arena) -> Stats:
 
 
 def _sweep() -> None:
-    from .sweep import sweep
-
+    try:
+        from .sweep import sweep
+    except ImportError:
+        if getattr(sys, "meta_path", None) is None:
+            return  # the interpreter ends, and has taken the modules away with what they kept
+        raise
     sweep()
 
 

@@ -24,6 +24,16 @@ scope_sweep_always (void)
   sweeps_always = 1;
 }
 
+static int
+is_finalizing (void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+  return Py_IsFinalizing ();
+#else
+  return _Py_IsFinalizing ();
+#endif
+}
+
 /* What goes wrong in it is said, and does not replace what the block ended with. */
 static __attribute__ ((cold, noinline)) void
 sweep (const char *name)
@@ -34,7 +44,9 @@ sweep (const char *name)
   is_sweeping = 1;
   PyObject *module = PyImport_ImportModule ("malloc_arena.sweep");
   PyObject *result = module != NULL ? PyObject_CallMethod (module, name, NULL) : NULL;
-  if (result == NULL)
+  if (result == NULL && module == NULL && is_finalizing ())
+    PyErr_Clear (); /* the modules are gone, with what they kept */
+  else if (result == NULL)
     PyErr_WriteUnraisable (module);
   Py_XDECREF (result);
   Py_XDECREF (module);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,29 @@ class Dies:
 with vault:
     made = [bytes(100), "x" * 100, {n: [n] for n in range(100)}, 1.5, Dies([])]
 """
+
+
+LATE = """
+import sys
+from malloc_arena import HEAP_SECURE, get
+vault = get(HEAP_SECURE)
+class Dies:
+    def __del__(self):
+        with vault.scope(sweep=True): print("in the block")
+vault.sweep()
+sys.modules["late"] = Dies()
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable], [sys.executable, "-m", "malloc_arena", "run", "--sweep"]]
+)
+def test_a_scope_that_sweeps_when_modules_are_gone(command: list[str], tmp_path: Path) -> None:
+    """There is nothing to sweep any more; but the block runs."""
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    done = subprocess.run([*command, script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("in the block\n", "")
 
 
 @pytest.mark.parametrize("options", [(), ("-X", "dev", "-W", "ignore"), ("-X", "tracemalloc=5")])
