@@ -338,9 +338,68 @@ buffer_subscript (PyObject *self, PyObject *key)
   return item;
 }
 
+/* Bytes FROM a view, maybe apart and maybe of the same buffer, to every STEP-th place; 0, or -1 with an exception. */
+static int
+assign_apart (char *to, Py_ssize_t step, const Py_buffer *from)
+{
+  malloc_arena *handle = malloc_arena_of (to);
+  struct ma_local *local = handle != NULL ? ma_local_of (handle) : NULL;
+  char *between = local != NULL ? ma_alloc (local, (size_t)from->len) : NULL;
+  if (between == NULL)
+    {
+      PyErr_NoMemory ();
+      return -1;
+    }
+  for (Py_ssize_t i = 0; i < from->len; i++)
+    between[i] = (char)byte_at (from, i);
+  for (Py_ssize_t i = 0; i < from->len; i++)
+    to[i * step] = between[i];
+  ma_wipe (between, (size_t)from->len);
+  ma_release (between);
+  return 0;
+}
+
+static int
+is_of_bytes (const Py_buffer *view)
+{
+  const char *format = view->format != NULL ? view->format : "B";
+  return view->ndim == 1 && strcmp (format + (format[0] == '@'), "B") == 0;
+}
+
+/* memoryview copies what does not lie together, on either side, to ordinary memory first. 1: that is done here, 0: it
+ * is no such assignment, or a wrong one, of which memoryview says what is wrong; -1 with an exception. */
+static int
+assign_slice (PyObject *self, PyObject *slice, PyObject *value)
+{
+  Py_ssize_t start, stop, step;
+  Py_buffer own;
+  Py_buffer view;
+  if (!PyObject_CheckBuffer (value) || PySlice_Unpack (slice, &start, &stop, &step) == -1)
+    return PyErr_Occurred () ? -1 : 0;
+  if (PyObject_GetBuffer (self, &own, PyBUF_SIMPLE) == -1)
+    return -1;
+  int outcome = PyObject_GetBuffer (value, &view, PyBUF_FULL_RO);
+  if (outcome == 0)
+    {
+      Py_ssize_t length = PySlice_AdjustIndices (own.len, &start, &stop, step);
+      if ((step != 1 || !PyBuffer_IsContiguous (&view, 'C')) && length == view.len && length != 0
+          && is_of_bytes (&view))
+        outcome = assign_apart ((char *)own.buf + start, step, &view) == 0 ? 1 : -1;
+      PyBuffer_Release (&view);
+    }
+  PyBuffer_Release (&own);
+  return outcome;
+}
+
 static int
 buffer_assign (PyObject *self, PyObject *key, PyObject *value)
 {
+  if (value != NULL && PySlice_Check (key))
+    {
+      int outcome = assign_slice (self, key, value);
+      if (outcome != 0)
+        return outcome == 1 ? 0 : -1;
+    }
   PyObject *view = PyMemoryView_FromObject (self);
   int outcome = -1;
   if (view != NULL)

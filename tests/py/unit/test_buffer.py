@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import malloc_arena
-from conftest import Child, memory, on_a_kernel, wiped
+from conftest import MAKE, SECRET, Child, memory, on_a_kernel, wiped
 from malloc_arena import HEAP_DEFAULT, HEAP_SECURE, Arena, ArenaError, Secret, SecretBuffer
 
 
@@ -149,6 +149,57 @@ def test_equality_with_a_view_whose_items_lie_apart(step: int) -> None:
     same[len(same) - 1] ^= 1
     assert same != view
     assert SecretBuffer(1) != view
+
+
+@pytest.mark.parametrize("kind", [HEAP_DEFAULT, HEAP_SECURE])
+def test_slices_with_steps(kind: int) -> None:
+    """As a bytearray's, also of its own bytes."""
+    model = bytearray(range(40))
+    with Arena(kind) as arena, arena.buffer(40) as key:
+        key[:] = model
+        for index in (slice(0, 40, 2), slice(39, 3, -3), slice(None, None, -1), slice(5, 5, 2)):
+            size = len(model[index])
+            for value in (bytes(range(100, 100 + size)), bytes(2 * size)[::2]):
+                model[index] = value
+                key[index] = value
+                assert key == model
+            apart = memoryview(bytes(range(200, 200 + size)))[::-1]
+            model[index] = bytes(apart)
+            key[index] = apart
+            assert key == model
+        key[:] = key[::-1]
+        assert key == model[::-1]
+        for wrong in (bytes(19), bytes(21), memoryview(bytes(80))[::2]):
+            with pytest.raises(ValueError, match="different structures"):
+                key[::2] = wrong
+        with pytest.raises(ValueError, match="different structures"):
+            key[::2] = memoryview(bytes(20)).cast("b")
+        with pytest.raises(TypeError):
+            key[::2] = "text"
+        assert key == model[::-1]
+    with pytest.raises(ValueError, match="closed"):
+        key[::2] = b""
+
+
+@pytest.mark.parametrize("apart", ["to[::2] = key", "to[:1000] = view[::-1]"])
+def test_a_slice_with_a_step_leaves_no_copy(child: Callable[..., Child], apart: str) -> None:
+    """memoryview makes one for it."""
+    process = child(
+        MAKE
+        + f"""
+key = get(HEAP_SECURE).buffer(1000)
+with get(HEAP_SECURE): key[500:500 + len(make())] = make()
+to = get(HEAP_SECURE).buffer(2000)
+with memoryview(key) as view:
+    {apart}
+key.close()
+to.close()
+show()
+"""
+    )
+    process.shown()
+    assert process.copies(SECRET) == process.copies(SECRET[::-1]) == []
+    process.ends()
 
 
 def test_equality_with_a_view_of_more_dimensions() -> None:
