@@ -28,8 +28,7 @@ struct ma_thread
   unsigned depth;
   char *stack; /* lowest address, once it is known */
   char *stack_end;
-  char *
-      stack_grown; /* the first stack was used down to here, whatever its limit is by now; else NULL */
+  char *stack_grown;      /* how far down the first stack was used, whatever its limit is by now */
   volatile int is_asking; /* for it: a signal handler must not ask again */
   int late;               /* its id, if it had ended before; 0 */
   struct ma_thread *next; /* of all, or of the unused */
