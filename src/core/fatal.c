@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum
@@ -29,7 +30,9 @@ line (const char *first, va_list parts)
   int saved = errno;
   for (size_t done = 0; done < n;)
     {
-      ssize_t wrote = write (STDERR_FILENO, text + done, n - done);
+      /* Not write, which is a cancellation point: a thread that is to end would do so here, with the
+       * caller's locks, or instead of the abort. */
+      long wrote = syscall (SYS_write, STDERR_FILENO, text + done, n - done);
       if (wrote == -1 && errno != EINTR)
         break;
       done += wrote > 0 ? (size_t)wrote : 0;

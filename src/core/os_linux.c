@@ -382,6 +382,13 @@ os_fork_absent (void *p, size_t size)
   return advise (p, size, MADV_DONTFORK);
 }
 
+/* The C library's close is a cancellation point: the thread would end there, with the caller's locks. */
+static void
+close_file (int file)
+{
+  syscall (SYS_close, file);
+}
+
 /* A descriptor of SIZE bytes, or minus an errno. */
 static int
 secret_file (size_t size)
@@ -392,7 +399,7 @@ secret_file (size_t size)
   if (ftruncate (file, (off_t)size) == -1)
     {
       int refused = errno;
-      close (file);
+      close_file (file);
       return -refused;
     }
   return file;
@@ -428,7 +435,7 @@ os_open_secret (void *p, size_t size)
   int refused = file < 0 ? -file : os_open_secret_copy (p, size, file);
   /* The mapping holds the file; an open descriptor would be one more way to it. */
   if (file >= 0)
-    close (file);
+    close_file (file);
   errno = saved;
   return refused;
 }
@@ -461,7 +468,7 @@ os_secret_copy (const void *p, size_t size)
         refused = fill_secret (file, p, size, MA_PAGE);
       if (refused)
         {
-          close (file);
+          close_file (file);
           file = -refused;
         }
     }
@@ -473,7 +480,7 @@ void
 os_close_copy (int copy)
 {
   int saved = errno;
-  close (copy);
+  close_file (copy);
   errno = saved;
 }
 
@@ -481,7 +488,8 @@ void
 os_random (void *p, size_t n)
 {
   int saved = errno;
-  if (getrandom (p, n, GRND_NONBLOCK) != (ssize_t)n)
+  /* Not getrandom, which is a cancellation point too. */
+  if (syscall (SYS_getrandom, p, n, GRND_NONBLOCK) != (long)n)
     {
       struct timespec now;
       clock_gettime (CLOCK_MONOTONIC, &now);
