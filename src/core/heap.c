@@ -95,13 +95,14 @@ set_dump (malloc_arena *arena, void *p, size_t size, uint8_t *state)
   unsigned want = arena->is_secure ? 0 : MA_UNIT_DUMPED;
   if (arena->is_secure && ma_sealed.dump_refused)
     ma_heap_refused (arena, MALLOC_ARENA_UNDUMPED, ma_sealed.dump_refused);
-  if ((*state & MA_UNIT_DUMPED) == want)
+  /* What was closed before may not be left out, as the state says of it. */
+  if ((*state & MA_UNIT_DUMPED) == want && !(arena->is_secure && os_release_refused ()))
     return;
   int refused = want ? os_include_in_dump (p, size) : os_exclude_from_dump (p, size);
   if (refused)
     ma_heap_refused (arena, MALLOC_ARENA_UNDUMPED, refused);
-  else
-    *state ^= MA_UNIT_DUMPED;
+  unsigned is = refused ? MA_UNIT_DUMPED ^ want : want;
+  *state = (uint8_t)((*state & ~(unsigned)MA_UNIT_DUMPED) | is);
 }
 
 static const char *

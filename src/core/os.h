@@ -54,6 +54,8 @@ int os_close (void *p, size_t size);
 /* As first reserved: inaccessible, unlocked, its pages and guards gone, its advice forgotten, in one
  * step. Not a wipe: the pages are zeroed when the kernel gives them out again. */
 int os_release (void *p, size_t size);
+/* An errno if that could not leave something out of dumps again, since a filter on system calls, say; else 0. */
+int os_release_refused (void);
 /* The same in a forked child, for what os_fork_absent left out of it: nothing else may come to lie there.
  * The child has fewer mappings than its parent had, so that this fails only where the kernel is out of
  * memory itself. */

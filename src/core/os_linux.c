@@ -107,6 +107,8 @@ os_unreserve (void *p, size_t size)
   errno = saved;
 }
 
+static _Atomic int dump_refused;
+
 int
 os_release (void *p, size_t size)
 {
@@ -116,9 +118,17 @@ os_release (void *p, size_t size)
   if (got == MAP_FAILED)
     return outcome (-1, saved);
   munlock (p, size);
-  advise (p, size, MADV_DONTDUMP);
+  int dumped = advise (p, size, MADV_DONTDUMP);
+  if (dumped)
+    dump_refused = dumped;
   errno = saved;
   return 0;
+}
+
+int
+os_release_refused (void)
+{
+  return dump_refused;
 }
 
 int

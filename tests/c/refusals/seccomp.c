@@ -1,5 +1,6 @@
-/* Each call the arenas make, denied by seccomp with each errno a filter or an old kernel gives: the
- * arena works on, the receipt says what is missing and why, and `require` fails. */
+/* Each call the arenas make, denied by seccomp with each errno a filter or an old kernel gives, from the
+ * beginning and after a time of use, as a program does that shuts itself in: the arena works on, the receipt
+ * says what is missing and why, and `require` fails. */
 #include "refuse.h"
 
 static struct malloc_arena_options options = { .size = sizeof options };
@@ -27,15 +28,27 @@ static struct refusal
 #define REFUSALS (sizeof refusals / sizeof *refusals)
 
 static void
-one (const struct refusal *r, int error, unsigned kind)
+one (const struct refusal *r, int error, unsigned kind, bool is_late)
 {
+  options.kind = kind;
+  options.fork = r->fork;
+  malloc_arena *arena = NULL;
+  if (is_late)
+    {
+      CHECK ((arena = malloc_arena_new (&options)) != NULL);
+      use (arena);
+      malloc_arena_trim (arena);
+    }
   refuse (r->call, r->advice, error);
   if (r->call == SCMP_SYS (mlock2)) /* ENOSYS: the older call is tried */
     refuse (SCMP_SYS (mlock), -1, error);
-  options.kind = kind;
-  options.fork = r->fork;
-  malloc_arena *arena = malloc_arena_new (&options);
-  CHECK (arena != NULL);
+  if (is_late)
+    {
+      use (arena);
+      malloc_arena_trim (arena); /* now closed with the call refused */
+    }
+  else
+    CHECK ((arena = malloc_arena_new (&options)) != NULL);
   struct malloc_arena_receipt receipt = use (arena);
   CHECK_EQUAL (receipt.obtained, receipt.requested & ~r->lost);
   if (r->lost)
@@ -64,11 +77,11 @@ main (int argc, char **argv)
     {
       unsigned number = (unsigned)atoi (argv[1]);
       one (&refusals[number / 10 % REFUSALS], errors[number % 10],
-           number >= 1000 ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE);
+           number >= 1000 ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE, number % 1000 >= 500);
       return 0;
     }
   unsigned wrong = 0;
-  for (unsigned kind = 0; kind < 2; kind++)
+  for (unsigned way = 0; way < 4; way++)
     for (unsigned i = 0; i < REFUSALS; i++)
       for (unsigned e = 0; e < 5; e++)
         {
@@ -76,7 +89,7 @@ main (int argc, char **argv)
           if (CHECK_SANITIZED && refusals[i].call == SCMP_SYS (mlock2) && errors[e] == ENOSYS)
             continue;
           char number[16];
-          snprintf (number, sizeof number, "%u", kind * 1000 + i * 10 + e);
+          snprintf (number, sizeof number, "%u", way * 500 + i * 10 + e);
           struct check_outcome outcome = check_again (number, NULL);
           /* A refused lock is said once and names the limit; nothing else is worth a line. */
           bool said = refusals[i].call == SCMP_SYS (mlock2)
@@ -87,9 +100,9 @@ main (int argc, char **argv)
           if (outcome.exit_code == 0 && said)
             continue;
           wrong++;
-          dprintf (STDERR_FILENO, "%s, %s, denied with %s: exit %d, signal %d, said: %s\n",
-                   kind ? "isolated" : "secure", refusals[i].name, strerror (errors[e]),
-                   outcome.exit_code, outcome.signal, outcome.text);
+          dprintf (STDERR_FILENO, "%s, %s, denied %swith %s: exit %d, signal %d, said: %s\n",
+                   way >= 2 ? "isolated" : "secure", refusals[i].name, way % 2 ? "late " : "",
+                   strerror (errors[e]), outcome.exit_code, outcome.signal, outcome.text);
         }
   return wrong != 0;
 }
