@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/single_threaded.h>
+#include <threads.h>
 
 #include "bind.h"
 #include "block.h"
@@ -529,22 +530,54 @@ find_once (_Atomic (void *) *found, const char *name)
 struct start
 {
   void *(*routine) (void *);
+  int (*c11_routine) (void *);
   void *argument;
   malloc_arena *arena;
 };
 
-static void *
-start_inside (void *data)
+/* No leave: it is for the thread's life, which may end in pthread_exit. */
+static struct start
+begin_inside (void *data)
 {
   struct start start = *(struct start *)data;
   ma_release (data);
   ma_arena_enter (start.arena);
-  /* No leave: it is for the thread's life, which may end in pthread_exit. */
+  return start;
+}
+
+static void *
+start_inside (void *data)
+{
+  struct start start = begin_inside (data);
   return start.routine (start.argument);
+}
+
+static int
+c11_start_inside (void *data)
+{
+  struct start start = begin_inside (data);
+  return start.c11_routine (start.argument);
 }
 
 /* Option `inherit`: a thread that is started with an arena active has it active for its life. What a
  * library hands to a worker of its own is what the caller wanted in the arena. */
+static int
+is_inherited (void)
+{
+  return ma_options ()->inherit == MA_INHERIT;
+}
+
+static struct start *
+pass_on (struct ma_local *local, struct start start)
+{
+  struct start *passed = ma_alloc (local, sizeof *passed);
+  start.arena = local->arena;
+  if (passed != NULL)
+    *passed = start;
+  return passed;
+}
+
+/* In both the thread is made outside: its own tables outlive it, with its stack. */
 MA_EXPORT int
 pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*routine) (void *),
                 void *argument)
@@ -558,22 +591,48 @@ pthread_create (pthread_t *thread, const pthread_attr_t *attributes, void *(*rou
   if (likely (local == NULL))
     return create (thread, attributes, routine, argument);
   struct start *start = NULL;
-  if (ma_options ()->inherit == MA_INHERIT)
+  if (is_inherited ())
     {
-      start = ma_alloc (local, sizeof *start);
+      start = pass_on (local, (struct start){ .routine = routine, .argument = argument });
       if (start == NULL)
         return EAGAIN;
-      *start = (struct start){ routine, argument, local->arena };
       routine = start_inside;
       argument = start;
     }
-  /* The thread's own tables outlive it, with its stack. */
   ma_arena_enter (NULL);
   int refused = create (thread, attributes, routine, argument);
   ma_arena_leave (NULL);
   if (refused && start)
     ma_release (start);
   return refused;
+}
+
+MA_EXPORT int
+thrd_create (thrd_t *thread, thrd_start_t routine, void *argument)
+{
+  static _Atomic (void *) found;
+  int (*create) (thrd_t *, thrd_start_t, void *);
+  *(void **)&create = find_once (&found, "thrd_create");
+  if (unlikely (create == NULL))
+    return thrd_error;
+  struct ma_local *local = ma_active;
+  if (likely (local == NULL))
+    return create (thread, routine, argument);
+  struct start *start = NULL;
+  if (is_inherited ())
+    {
+      start = pass_on (local, (struct start){ .c11_routine = routine, .argument = argument });
+      if (start == NULL)
+        return thrd_nomem;
+      routine = c11_start_inside;
+      argument = start;
+    }
+  ma_arena_enter (NULL);
+  int result = create (thread, routine, argument);
+  ma_arena_leave (NULL);
+  if (result != thrd_success && start)
+    ma_release (start);
+  return result;
 }
 
 /* Option `active`: the thread has its part of the arena before the C library allocates here, with a lock of the thread's

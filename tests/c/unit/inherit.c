@@ -2,6 +2,8 @@
  * leaves its stack to the next. */
 #include "check.h"
 
+#include <threads.h>
+
 enum
 {
   BYTES = 60000,
@@ -61,6 +63,13 @@ thread_that_exits (void *data)
   pthread_exit (data);
 }
 
+static int
+c11_thread (void *data)
+{
+  *(void **)data = thread_that_allocates (NULL);
+  return 5;
+}
+
 static void *
 run (void *(*routine) (void *), void *argument)
 {
@@ -69,6 +78,20 @@ run (void *(*routine) (void *), void *argument)
   CHECK_EQUAL (pthread_create (&thread, NULL, routine, argument), 0);
   CHECK_EQUAL (pthread_join (thread, &result), 0);
   return result;
+}
+
+static void *
+run_c11 (void)
+{
+  thrd_t thread;
+  void *p;
+  int result;
+  if (CHECK_THREAD_SANITIZED) /* which does not know of such threads */
+    return run (thread_that_allocates, NULL);
+  CHECK_EQUAL (thrd_create (&thread, c11_thread, &p), thrd_success);
+  CHECK_EQUAL (thrd_join (thread, &result), thrd_success);
+  CHECK_EQUAL (result, 5);
+  return p;
 }
 
 int
@@ -81,6 +104,12 @@ main (void)
 
   if (check_emulated () && CHECK_PAGE != 4096)
     check_skip ("the emulator's mincore counts pages of another size than its own");
+
+  /* The first thread, for which the C library makes tables: they are not in the arena. */
+  malloc_arena_enter (arena);
+  free (run_c11 ());
+  malloc_arena_leave (arena);
+  CHECK_EQUAL (check_stats (arena).live_blocks, 0);
 
   /* The control: the C library keeps the stack of an ended thread as it is. */
   run (plain_thread, NULL);
@@ -98,15 +127,21 @@ main (void)
   if (is_inheriting)
     CHECK (left () < 64);
   free (p);
+  p = run_c11 ();
+  CHECK (malloc_arena_of (p) == (is_inheriting ? arena : NULL));
+  if (is_inheriting)
+    CHECK (left () < 64);
+  free (p);
   malloc_arena_enter (NULL);
   p = run (thread_that_allocates, NULL);
+  CHECK (p != NULL && malloc_arena_of (p) == NULL);
+  free (p);
+  p = run_c11 ();
   CHECK (p != NULL && malloc_arena_of (p) == NULL);
   free (p);
   malloc_arena_leave (NULL);
   malloc_arena_leave (arena);
 
-  struct malloc_arena_stats stats = { .size = sizeof stats };
-  CHECK_EQUAL (malloc_arena_stats (arena, &stats), 0);
-  CHECK_EQUAL (stats.live_blocks, 0);
+  CHECK_EQUAL (check_stats (arena).live_blocks, 0);
   return 0;
 }
