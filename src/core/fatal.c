@@ -1,17 +1,43 @@
 #include "fatal.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 enum
 {
   LINE_MAX_BYTES = 1024
 };
+
+/* Nobody may read standard error any more: no reason for the program to end (SIGPIPE). */
+static void
+write_quietly (const char *text, size_t n)
+{
+  sigset_t pipe, before, pending;
+  sigemptyset (&pipe);
+  sigaddset (&pipe, SIGPIPE);
+  sigpending (&pending);
+  pthread_sigmask (SIG_BLOCK, &pipe, &before);
+  for (size_t done = 0; done < n;)
+    {
+      /* Not write, which is a cancellation point: a thread that is to end would do so here, with the
+       * caller's locks, or instead of the abort. */
+      long wrote = syscall (SYS_write, STDERR_FILENO, text + done, n - done);
+      if (wrote == -1 && errno == EPIPE && !sigismember (&pending, SIGPIPE))
+        syscall (SYS_rt_sigtimedwait, &pipe, NULL, &(struct timespec){ 0 }, _NSIG / 8);
+      if (wrote == -1 && errno != EINTR)
+        break;
+      done += wrote > 0 ? (size_t)wrote : 0;
+    }
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+}
 
 static void
 line (const char *first, va_list parts)
@@ -28,15 +54,7 @@ line (const char *first, va_list parts)
     }
   text[n++] = '\n';
   int saved = errno;
-  for (size_t done = 0; done < n;)
-    {
-      /* Not write, which is a cancellation point: a thread that is to end would do so here, with the
-       * caller's locks, or instead of the abort. */
-      long wrote = syscall (SYS_write, STDERR_FILENO, text + done, n - done);
-      if (wrote == -1 && errno != EINTR)
-        break;
-      done += wrote > 0 ? (size_t)wrote : 0;
-    }
+  write_quietly (text, n);
   errno = saved;
 }
 
