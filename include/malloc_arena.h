@@ -161,10 +161,10 @@ int malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
 
 /* Gives the pages of ARENA that no block uses back to the kernel: those of the calling thread's part, and
  * of parts whose thread has ended. (Frees do so by themselves, but for a bounded rest that waits for its
- * next use: of small blocks 256 KiB of pages to 2 MiB in each thread; of large ones in each thread three
- * eighths of the arena's limit, and at most 8 MiB, 2 MiB where nothing is wiped (HEAP_DEFAULT), at least
- * 256 KiB; but what is locked of them is three eighths of the lock limit in all threads and arenas together,
- * and 256 KiB more in each.) 1 if that was anything, 0 if not, -1 with EINVAL. */
+ * next use: of small blocks 256 KiB of pages to 2 MiB in each thread; of large ones in each thread at most 8
+ * MiB, 2 MiB where nothing is wiped (HEAP_DEFAULT), and in all threads together three eighths of the arena's
+ * limit; what is locked of them is three eighths of the lock limit in all threads and arenas together; 256 KiB
+ * more in each.) 1 if that was anything, 0 if not, -1 with EINVAL. */
 int malloc_arena_trim (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
 /* What lies where in an arena, for pictures: addresses, sizes and states, not one byte of contents. An

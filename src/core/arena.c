@@ -711,6 +711,7 @@ in_child (void)
       if (arena == NULL)
         continue;
       atomic_store (&arena->locked, 0);
+      atomic_store (&arena->warm, 0);
       for (struct ma_local *local = arena->locals; local; local = local->next)
         {
           if (atomic_load (&local->owner) != self)

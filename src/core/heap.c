@@ -30,6 +30,7 @@ ma_heap_bounds (malloc_arena *arena)
   size_t warm = arena->is_plain ? WARM_BYTES_PLAIN : WARM_BYTES_MOST;
   arena->warm_most = arena->is_secretmem ? MA_WARM_LEAST : less (limit / 8 * 3, warm);
   arena->warm_lockable = lockable / 8 * 3;
+  arena->warm_shared = limit / 8 * 3;
 }
 
 __thread struct ma_refusal ma_refused __attribute__ ((tls_model ("initial-exec")));

@@ -56,6 +56,8 @@ struct malloc_arena
   size_t spare_most;    /* bytes that may be mapped with pages that nobody asked for among them */
   size_t warm_most;     /* bytes of wiped large blocks that each thread keeps */
   size_t warm_lockable; /* locked bytes of them that all arenas and threads keep */
+  size_t warm_shared;   /* bytes of them that all threads keep, of a limit; */
+  _Atomic size_t warm;  /* so many they do, where there is one */
   char name[MA_NAME];
   /* Memory from the kernel, in bytes, and what it refused, by property. */
   _Atomic size_t mapped;

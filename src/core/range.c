@@ -287,15 +287,22 @@ find_warm (struct ma_local *local, size_t pages, size_t most)
   return NULL;
 }
 
+static void
+count_warm (struct ma_local *local, int is_locked, size_t more)
+{
+  local->warm_bytes += more;
+  if (is_locked)
+    ma_count (&warm_locked, more);
+  if (local->arena->limit != 0)
+    ma_count (&local->arena->warm, more);
+}
+
 static struct ma_unit *
 take_warm (struct ma_local *local, struct ma_unit **link)
 {
   struct ma_unit *unit = *link;
-  size_t bytes = unit->pages << MA_PAGE_SHIFT;
   *link = unit->next;
-  local->warm_bytes -= bytes;
-  if (unit->is_locked)
-    ma_count (&warm_locked, -bytes);
+  count_warm (local, unit->is_locked, -(unit->pages << MA_PAGE_SHIFT));
   return unit;
 }
 
@@ -335,6 +342,10 @@ excess (const struct ma_local *local, size_t bytes, int is_locked)
   size_t too_many = mine > arena->warm_most ? mine - arena->warm_most : 0;
   if (is_locked && all > arena->warm_lockable + too_many)
     too_many = all - arena->warm_lockable;
+  /* Else others would find a limit spent on what nobody uses. */
+  all = atomic_load_explicit (&arena->warm, memory_order_relaxed) + bytes;
+  if (arena->limit != 0 && all > arena->warm_shared + too_many)
+    too_many = all - arena->warm_shared;
   return too_many;
 }
 
@@ -382,14 +393,12 @@ ma_range_give (struct ma_local *local, struct ma_unit *unit)
       && make_room (local, bytes, unit->is_locked)
       && (!arena->is_isolated || os_close (ma_range_start (unit), bytes) == 0))
     {
-      if (unit->is_locked)
-        ma_count (&warm_locked, bytes);
+      count_warm (local, unit->is_locked, bytes);
       unit->is_new = unit->is_sparse;
       unit->is_sparse = 0;
       unit->epoch = local->warm_epoch;
       unit->next = local->warm[bin];
       local->warm[bin] = unit;
-      local->warm_bytes += bytes;
       return;
     }
   int saved = errno;
@@ -435,9 +444,7 @@ ma_range_after_fork (struct ma_local *local)
         size_t bytes = unit->pages << MA_PAGE_SHIFT;
         if (unit->state & MA_UNIT_OPEN)
           {
-            local->warm_bytes += bytes;
-            if (unit->is_locked)
-              ma_count (&warm_locked, bytes);
+            count_warm (local, unit->is_locked, bytes);
             link = &unit->next;
             continue;
           }

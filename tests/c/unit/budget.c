@@ -369,6 +369,49 @@ refused_elsewhere (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+enum
+{
+  SMALL_LIMIT = 4 << 20
+};
+
+static pthread_barrier_t used, over;
+
+static void *
+use_and_stay (void *arena)
+{
+  char *p = malloc_arena (arena, malloc, SMALL_LIMIT / 3);
+  CHECK (p != NULL);
+  memset (p, 1, SMALL_LIMIT / 3);
+  free (p);
+  pthread_barrier_wait (&used);
+  pthread_barrier_wait (&over);
+  return NULL;
+}
+
+/* What threads keep ready that do nothing more does not use up the limit, one thread after the other. */
+static void
+idle_threads (unsigned kind)
+{
+  enum
+  {
+    THREADS = 6
+  };
+  pthread_t threads[THREADS];
+  malloc_arena *arena = new_arena (kind, "idle", SMALL_LIMIT);
+  CHECK_EQUAL (pthread_barrier_init (&used, NULL, 2), 0);
+  CHECK_EQUAL (pthread_barrier_init (&over, NULL, THREADS + 1), 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    {
+      CHECK_EQUAL (pthread_create (&threads[i], NULL, use_and_stay, arena), 0);
+      pthread_barrier_wait (&used);
+    }
+  CHECK (check_stats (arena).mapped_bytes <= SMALL_LIMIT / 2);
+  pthread_barrier_wait (&over);
+  for (unsigned i = 0; i < THREADS; i++)
+    CHECK_EQUAL (pthread_join (threads[i], NULL), 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -379,6 +422,8 @@ main (void)
   other_size (400, 1000);
   any_limit ();
   refused_elsewhere ();
+  idle_threads (HEAP_DEFAULT);
+  idle_threads (HEAP_SECURE);
   shared_page ();
   done_again ();
   ended_threads ();
