@@ -90,9 +90,10 @@ int malloc_arena_delete (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
 /* Makes ARENA the active arena of the calling thread: every malloc-family call of this thread
  * allocates there until the matching malloc_arena_leave. Nests. NULL: the ordinary malloc. A leave
- * that does not match the last enter of this thread aborts. Whose malloc these calls reach is not
- * checked here: where that is another implementation's (a library alone uses arenas, or opened this
- * one with dlopen) they stay outside, and malloc_arena (ARENA, malloc, SIZE) is what aborts. */
+ * that does not match the last enter of this thread aborts.
+ *
+ * Where the process's malloc is not this library's (see malloc_arena () below), calls of it are not in the
+ * arena, and nothing is said: a program of which that is not sure binds one call first, which aborts then. */
 void malloc_arena_enter (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 void malloc_arena_leave (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
