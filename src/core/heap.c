@@ -114,6 +114,8 @@ errno_name (int error)
          : error == EAGAIN ? "EAGAIN"
          : error == ENOSYS ? "ENOSYS"
          : error == EINVAL ? "EINVAL"
+         : error == EMFILE ? "EMFILE"
+         : error == ENFILE ? "ENFILE"
                            : "refused";
 }
 

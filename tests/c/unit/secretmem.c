@@ -108,6 +108,15 @@ over_the_limit (malloc_arena *hidden)
   CHECK_EQUAL (size, region.size);
 }
 
+/* The line names the reason. */
+static void
+without_descriptors (void *hidden)
+{
+  struct rlimit none = { 0, 0 };
+  CHECK_EQUAL (setrlimit (RLIMIT_NOFILE, &none), 0);
+  CHECK (malloc_arena (hidden, malloc, 200000) != NULL);
+}
+
 int
 main (void)
 {
@@ -152,6 +161,9 @@ main (void)
   free (p);
   CHECK_FAULTS (p);
   CHECK_EQUAL (malloc_arena_delete (kept), 0);
+  struct check_outcome outcome = check_child_text (without_descriptors, hidden);
+  CHECK_EQUAL (outcome.exit_code, 0);
+  CHECK (strstr (outcome.text, "ordinary locked memory (EMFILE)") != NULL);
   over_the_limit (hidden);
   return 0;
 }
