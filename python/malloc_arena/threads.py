@@ -38,6 +38,7 @@ def install() -> None:
             setattr(threading, f"_{name}", started)
     _AfterImport.call("concurrent.futures.thread", _wrap_submit)
     _AfterImport.call("numpy", _hook_numpy)
+    _AfterImport.call("greenlet", _hook_greenlet)
 
 
 def _inheriting_start(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,6 +132,12 @@ def _wrap_submit(module: ModuleType) -> None:
 
 def _hook_numpy(module: ModuleType) -> None:
     from .numpy_hook import hook
+
+    hook(module)
+
+
+def _hook_greenlet(module: ModuleType) -> None:
+    from .greenlets import hook
 
     hook(module)
 

@@ -64,6 +64,12 @@ PyObject *scope_outside (PyObject *module, PyObject *const *args, Py_ssize_t cou
                          PyObject *names);
 PyObject *scope_inherit (PyObject *module, PyObject *function);
 PyObject *scope_inherit_start (PyObject *module, PyObject *function);
+/* FOLLOW is called in each thread that opens a scope, once, before. */
+PyObject *scope_follow_greenlets (PyObject *module, PyObject *follow);
+/* Leaves all scopes of the thread, and returns what _resume (it, False) enters again; with True only the
+ * innermost one, for the life of who goes on. ENDS: their greenlet does. */
+PyObject *scope_suspend (PyObject *module, PyObject *ends);
+PyObject *scope_resume (PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *buffer_equal (PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *buffer_of_environment (PyObject *module, PyObject *args);
 PyObject *pyhooks_numpy_handler (PyObject *module, PyObject *capsule);

@@ -89,6 +89,23 @@ raise_exhausted (malloc_arena *handle)
  * the stack is to go. */
 static __thread int was_secure;
 
+/* Has a thread's switches of greenlets followed; NULL while nobody has imported greenlet. It is this interpreter's. */
+static PyObject *follow_greenlets;
+static PyInterpreterState *follows_in;
+
+static __attribute__ ((cold, noinline)) void
+follow_here (void)
+{
+  static __thread int is_following;
+  if (is_following || PyInterpreterState_Get () != follows_in)
+    return;
+  is_following = 1;
+  PyObject *result = PyObject_CallNoArgs (follow_greenlets);
+  if (result == NULL)
+    PyErr_WriteUnraisable (follow_greenlets);
+  Py_XDECREF (result);
+}
+
 static int
 enter (malloc_arena *handle)
 {
@@ -98,6 +115,8 @@ enter (malloc_arena *handle)
       return -1;
     }
   int is_outermost = ma_depth () == 0;
+  if (is_outermost && unlikely (follow_greenlets != NULL))
+    follow_here ();
   if (is_outermost && unlikely (sweeps_always))
     sweep ("clear_free_lists");
   malloc_arena_enter (handle);
@@ -122,6 +141,17 @@ enter (malloc_arena *handle)
 }
 
 static void
+scrub (void)
+{
+  if (was_secure)
+    {
+      streams_wipe ();
+      ma_scrub_used (SCRUB_BYTES);
+    }
+  was_secure = 0;
+}
+
+static void
 leave (malloc_arena *handle)
 {
   malloc_arena_leave (handle);
@@ -129,12 +159,7 @@ leave (malloc_arena *handle)
     return;
   if (unlikely (sweeps_always))
     sweep ("sweep");
-  if (was_secure)
-    {
-      streams_wipe ();
-      ma_scrub_used (SCRUB_BYTES);
-    }
-  was_secure = 0;
+  scrub ();
 }
 
 /* Says of a MemoryError which arena it was, if it is this one that refused: a bare one gets its message, a
@@ -325,6 +350,87 @@ scope_call (PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *n
   if (check_enter (arena) == -1)
     return NULL;
   return call_in (arena->handle, args[0], args + 1, (size_t)(count - 1), names);
+}
+
+/* ---- of greenlets, which change places within a thread ---- */
+
+/* The scopes of one that is suspended, outermost first. */
+struct suspended
+{
+  unsigned depth, floor;
+  int was_secure;
+  struct
+  {
+    malloc_arena *handle;
+    void *pin; /* a block in it, so that it cannot be closed */
+  } scopes[];
+};
+
+static void
+suspended_free (PyObject *capsule)
+{
+  struct suspended *suspended = PyCapsule_GetPointer (capsule, NULL);
+  for (unsigned i = 0; i < suspended->depth; i++)
+    if (suspended->scopes[i].pin != NULL)
+      ma_release (suspended->scopes[i].pin);
+  PyMem_RawFree (suspended);
+}
+
+PyObject *
+scope_follow_greenlets (PyObject *Py_UNUSED (module), PyObject *follow)
+{
+  Py_XSETREF (follow_greenlets, Py_NewRef (follow));
+  follows_in = PyInterpreterState_Get ();
+  Py_RETURN_NONE;
+}
+
+PyObject *
+scope_suspend (PyObject *Py_UNUSED (module), PyObject *ends)
+{
+  unsigned depth = ma_depth ();
+  if (depth == 0)
+    Py_RETURN_NONE;
+  struct suspended *suspended;
+  malloc_arena_enter (NULL); /* it is nobody's secret */
+  suspended = PyMem_RawMalloc (sizeof *suspended + depth * sizeof suspended->scopes[0]);
+  PyObject *capsule = suspended != NULL ? PyCapsule_New (suspended, NULL, suspended_free) : NULL;
+  malloc_arena_leave (NULL);
+  if (capsule == NULL)
+    {
+      PyMem_RawFree (suspended);
+      return PyErr_NoMemory ();
+    }
+  suspended->depth = depth;
+  suspended->floor = floor_depth;
+  suspended->was_secure = was_secure;
+  for (unsigned i = depth; i-- > 0;)
+    {
+      malloc_arena *handle = ma_active_arena ();
+      suspended->scopes[i].handle = handle;
+      suspended->scopes[i].pin = handle != NULL ? ma_alloc (ma_active, 1) : NULL;
+      malloc_arena_leave (handle);
+    }
+  floor_depth = 0;
+  if (ends == Py_True)
+    scrub ();
+  was_secure = 0;
+  return capsule;
+}
+
+PyObject *
+scope_resume (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t count)
+{
+  if (count != 2 || args[0] == Py_None)
+    Py_RETURN_NONE;
+  const struct suspended *suspended = PyCapsule_GetPointer (args[0], NULL);
+  if (suspended == NULL)
+    return NULL;
+  int is_inherited = args[1] == Py_True;
+  for (unsigned i = is_inherited ? suspended->depth - 1 : 0; i < suspended->depth; i++)
+    malloc_arena_enter (suspended->scopes[i].handle);
+  floor_depth = is_inherited ? 1 : suspended->floor;
+  was_secure = suspended->was_secure;
+  Py_RETURN_NONE;
 }
 
 /* ---- without a scope, and from one thread to another ---- */
