@@ -17,7 +17,7 @@ enum
   SAMPLE = 64,
   /* A block that grew gets more than it needs: so many bytes at most, or that part of its size; of what is ready as many
    * pages again, and so many at most. */
-  SPARE = MA_UNIT,
+  SPARE = 64 << 10,
   ROOM_PART = 8,
   SPARE_READY = 4 * MA_UNIT_PAGES,
   /* Of what is more to wipe, and new, the kernel is asked which pages are present, */
