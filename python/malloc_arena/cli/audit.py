@@ -90,6 +90,12 @@ class Audit:
         except (OSError, ValueError) as error:
             options.parser.error(f"the secret: {error}")
         try:
+            # Not when the program has run for hours, and nobody gets the report then.
+            for path in filter(None, (options.html, options.output)):
+                path.open("a").close()
+        except OSError as error:
+            return _unwritten(error)
+        try:
             report = _report(options, scanner)
         except CannotLook as error:
             print(f"malloc-arena audit: {error}", file=sys.stderr)
@@ -103,9 +109,13 @@ class Audit:
             else:
                 put(lambda: _write(report, options.json, None))
         except OSError as error:
-            print(f"malloc-arena audit: {error.filename}: {error.strerror}", file=sys.stderr)
-            return 3
+            return _unwritten(error)
         return 1 if report.outside() else 0
+
+
+def _unwritten(error: OSError) -> int:
+    print(f"malloc-arena audit: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 3
 
 
 def _process(text: str) -> int:

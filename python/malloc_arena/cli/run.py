@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import stat
+import struct
 import sys
 from pathlib import Path
 
 from .config import library
+
+_PT_INTERP = 3  # the segment that names the loader
 
 
 def preload(existing: str, path: str) -> str:
@@ -26,7 +31,9 @@ class Run:
     then goes into the arena as well, and so do the threads that they start. A
     Python script runs with this Python. What LD_PRELOAD names already stays in
     front. With --sweep, Python's scopes also empty the interpreter's caches when
-    they end, which takes as long as a full collection.
+    they end, which takes as long as a full collection. A program into which
+    nothing can be preloaded, static or with more rights than its caller, is
+    named on standard error, and started.
     """
 
     name = "run"
@@ -59,6 +66,9 @@ class Run:
         }
         if options.sweep:
             environment["MALLOC_ARENA_SWEEP"] = "1"
+        reason = _unreached(command[0])
+        if reason:
+            _say(f"{command[0]}: {reason}, so that nothing of it will be in an arena")
         try:
             os.execvpe(command[0], command, environment)
         except (FileNotFoundError, ValueError):  # ValueError: an empty name
@@ -67,6 +77,38 @@ class Run:
             return _refuse(f"{command[0]}: {error.strerror}", 126)
 
 
-def _refuse(message: str, code: int) -> int:
+def _unreached(program: str) -> str:
+    """Why the loader preloads nothing into PROGRAM; empty if it does, as far as can be seen."""
+    path = Path(shutil.which(program) or "")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            found = os.fstat(file.fileno())
+            if (
+                head[:6] != b"\x7fELF\x02\x01"
+            ):  # a script, too: what it names is started without a look
+                return ""
+            # By hand: the module that reads such files takes as long to import as all the rest.
+            (at,) = struct.unpack_from("<Q", head, 32)
+            size, count = struct.unpack_from("<HH", head, 54)
+            file.seek(at)
+            table = file.read(size * count)
+            kinds = [struct.unpack_from("<I", table, size * i)[0] for i in range(count)]
+    except (OSError, struct.error):
+        return ""
+    if _PT_INTERP not in kinds:
+        return "it is a static program"
+    if (found.st_mode & stat.S_ISUID and found.st_uid != os.geteuid()) or (
+        found.st_mode & stat.S_ISGID and found.st_gid != os.getegid()
+    ):
+        return "it runs with the rights of its owner (set-uid), and the loader ignores LD_PRELOAD"
+    return ""
+
+
+def _say(message: str) -> None:
     print(f"malloc-arena run: {message}", file=sys.stderr)
+
+
+def _refuse(message: str, code: int) -> int:
+    _say(message)
     return code

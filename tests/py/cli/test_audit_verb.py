@@ -387,6 +387,18 @@ def test_fifty_clean_runs_have_no_finding(tmp_path: Path) -> None:
             assert look(done)["findings"] == []
 
 
+def test_a_report_that_cannot_be_written_is_told_before_the_program_runs(
+    token: Path, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    for option in ("--output", "--html"):
+        report = tmp_path / "none" / "report"
+        done = audit("--secret-file", token, option, str(report), "--", "touch", str(ran))
+        assert done.returncode == 3
+        assert done.stderr == f"malloc-arena audit: {report}: No such file or directory\n"
+        assert not ran.exists()
+
+
 def test_a_program_is_searched_at_the_signal_and_at_intervals(token: Path, tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(

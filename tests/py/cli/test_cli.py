@@ -95,6 +95,32 @@ def test_run_says_when_there_is_no_such_program(tmp_path: Path) -> None:
     assert str(plain) in done.stderr
 
 
+def test_run_says_where_nothing_can_be_preloaded(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    build = ["cc", "-x", "c", "-", "-static", "-o", str(program)]
+    subprocess.run(build, input="int main (void) { return 5; }", check=True, text=True)
+    done = malloc_arena("run", "--", str(program))
+    assert done.returncode == 5
+    assert done.stderr == (
+        f"malloc-arena run: {program}: it is a static program, so that nothing of it will be in "
+        "an arena\n"
+    )
+
+
+def test_run_says_where_the_loader_ignores_the_library(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    program = tmp_path / "program"
+    shutil.copy("/bin/true", program)
+    os.chown(program, 65534, 65534)
+    program.chmod(0o755)
+    assert malloc_arena("run", str(program)).stderr == ""
+    program.chmod(0o4755)
+    done = malloc_arena("run", str(program))
+    assert done.returncode == 0
+    assert "set-uid), and the loader ignores LD_PRELOAD, so that nothing of it" in done.stderr
+
+
 def test_run_preloads_the_packages_library_and_keeps_what_was_there() -> None:
     done = malloc_arena(
         "run", "--", "sh", "-c", "echo $LD_PRELOAD; cat /proc/$$/maps", LD_PRELOAD="libm.so.6"
