@@ -45,36 +45,55 @@ end_life (struct ma_unit *unit)
 /* ---- canaries: LEAD bytes before the block, and after it up to the guard (or a page, where a large
  * alignment leaves more, or TAIL, where room to grow does) ---- */
 
-static inline unsigned char
-canary_byte (const char *at)
+typedef uint64_t ma_aligned_word __attribute__ ((may_alias));
+
+/* Of a word: the bytes from the one that AT is on, and those up to the one before it (all at a word's start). */
+static inline uint64_t
+bytes_from (const char *at)
 {
-  return (unsigned char)(ma_sealed.canary >> ((uintptr_t)at & 7) * 8);
+  return UINT64_MAX << ((uintptr_t)at & 7) * 8;
 }
 
-typedef uint64_t ma_aligned_word __attribute__ ((may_alias));
+static inline uint64_t
+bytes_before (const char *at)
+{
+  return UINT64_MAX >> (-(uintptr_t)at & 7) * 8;
+}
+
+static inline ma_aligned_word *
+word_of (const char *at)
+{
+  return (ma_aligned_word *)((uintptr_t)at & ~(uintptr_t)7);
+}
+
+static inline void
+fill_word (ma_aligned_word *word, uint64_t bytes)
+{
+  *word = (*word & ~bytes) | (ma_sealed.canary & bytes);
+}
 
 static void
 fill (char *from, const char *to)
 {
-  for (; from < to && (uintptr_t)from & 7; from++)
-    *(unsigned char *)from = canary_byte (from);
-  for (; to - from >= 8; from += 8)
-    *(ma_aligned_word *)from = ma_sealed.canary;
-  for (; from < to; from++)
-    *(unsigned char *)from = canary_byte (from);
+  if (from >= to)
+    return;
+  ma_aligned_word *word = word_of (from), *last = word_of (to - 1);
+  uint64_t bytes = bytes_from (from);
+  for (; word != last; word++, bytes = UINT64_MAX)
+    fill_word (word, bytes);
+  fill_word (last, bytes & bytes_before (to));
 }
 
 static int
 is_filled (const char *from, const char *to)
 {
-  uint64_t damage = 0;
-  for (; from < to && (uintptr_t)from & 7; from++)
-    damage |= *(const unsigned char *)from ^ canary_byte (from);
-  for (; to - from >= 8; from += 8)
-    damage |= *(const ma_aligned_word *)from ^ ma_sealed.canary;
-  for (; from < to; from++)
-    damage |= *(const unsigned char *)from ^ canary_byte (from);
-  return damage == 0;
+  if (from >= to)
+    return 1;
+  const ma_aligned_word *word = word_of (from), *last = word_of (to - 1);
+  uint64_t bytes = bytes_from (from), damage = 0;
+  for (; word != last; word++, bytes = UINT64_MAX)
+    damage |= (*word ^ ma_sealed.canary) & bytes;
+  return (damage | ((*last ^ ma_sealed.canary) & bytes & bytes_before (to))) == 0;
 }
 
 static char *
