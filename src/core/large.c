@@ -611,7 +611,9 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
         place (unit, unit->block, size);
       return p;
     }
-  char *old_end = unit->end;
+  /* As in leave. */
+  int is_checked = has_checked_room (unit);
+  char *old_end = unit->end, *seen_end = tail_end_of (unit, unit->block + before);
   int is_less = 0;
   size_t pages = 0;
   char *block;
@@ -638,6 +640,12 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
         return NULL;
       char *end = is_less ? start + (pages << MA_PAGE_SHIFT) : unit->end;
       block = arena->is_plain ? p : (char *)((uintptr_t)(end - room) & ~(uintptr_t)15);
+    }
+  if (is_checked)
+    {
+      if (unlikely (!is_all_zero (seen_end, old_end)))
+        room_written (unit);
+      old_end = seen_end;
     }
   size_t kept = size < before ? size : before;
   take_tag (unit);

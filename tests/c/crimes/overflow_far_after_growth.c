@@ -2,6 +2,7 @@
  * guard.
  *
  * secure-5001 secure-70001 at free: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
+ * secure-5001-shrink secure-70001-shrink at shrink: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  * secure-5001-realloc secure-70001-realloc at realloc: malloc_arena: canary overwritten: ADDR (arena "VARIANT")
  */
 #include "crime.h"
@@ -21,6 +22,11 @@ main (int argc, char **argv)
     {
       step ("realloc", p);
       return realloc (p, grown + 1000) == NULL;
+    }
+  if (strstr (argv[1], "shrink"))
+    {
+      step ("shrink", p);
+      return realloc (p, grown - 1000) == NULL;
     }
   step ("free", p);
   free (p);
