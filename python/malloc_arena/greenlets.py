@@ -51,7 +51,7 @@ class _Tracer:
 
     def _change(self, origin: Any, left: object, target: Any) -> None:
         own = self.suspended.pop(target, None)
-        if left is not None:
+        if left is not None and not origin.dead:
             self.suspended[origin] = left
         if own is not None:
             _core._resume(own, False)

@@ -168,6 +168,15 @@ def test_an_arena_with_a_suspended_scope_is_not_closed() -> None:
     arena.close()
 
 
+def test_a_greenlet_that_ended_keeps_no_arena_open() -> None:
+    arena = Arena(HEAP_SECURE, name="ended")
+    worker = greenlet.greenlet(lambda: None)
+    with arena:
+        worker.switch()
+    assert worker.dead
+    arena.close()
+
+
 def test_exceptions_pass_between_greenlets(own: Arena) -> None:
     main = greenlet.getcurrent()
 
