@@ -535,6 +535,12 @@ ma_kind_of (const malloc_arena *arena)
   return arena->kind;
 }
 
+void
+ma_arena_hold (malloc_arena *arena, int more)
+{
+  atomic_fetch_add (&arena->holds, (unsigned)more);
+}
+
 unsigned
 ma_depth (void)
 {
@@ -875,7 +881,7 @@ ma_arena_delete (malloc_arena *arena)
       blocks += ma_guests (local);
       pthread_mutex_unlock (&local->lock);
     }
-  if (blocks != 0 || is_entered (arena))
+  if (blocks != 0 || is_entered (arena) || atomic_load (&arena->holds) != 0)
     {
       pthread_mutex_unlock (&table_lock);
       errno = EBUSY;

@@ -70,6 +70,7 @@ struct malloc_arena
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */
   _Atomic unsigned local_count;
+  _Atomic unsigned holds; /* scopes of who waits, to be entered again */
   struct ma_unit *larges; /* all large ranges, live or warm */
 };
 

@@ -359,11 +359,7 @@ struct suspended
 {
   unsigned depth, floor;
   int was_secure;
-  struct
-  {
-    malloc_arena *handle;
-    void *pin; /* a block in it, so that it cannot be closed */
-  } scopes[];
+  malloc_arena *scopes[]; /* held, so that they cannot be closed: a block may find no room */
 };
 
 static void
@@ -371,8 +367,8 @@ suspended_free (PyObject *capsule)
 {
   struct suspended *suspended = PyCapsule_GetPointer (capsule, NULL);
   for (unsigned i = 0; i < suspended->depth; i++)
-    if (suspended->scopes[i].pin != NULL)
-      ma_release (suspended->scopes[i].pin);
+    if (suspended->scopes[i] != NULL)
+      ma_arena_hold (suspended->scopes[i], -1);
   PyMem_RawFree (suspended);
 }
 
@@ -406,8 +402,9 @@ scope_suspend (PyObject *Py_UNUSED (module), PyObject *ends)
   for (unsigned i = depth; i-- > 0;)
     {
       malloc_arena *handle = ma_active_arena ();
-      suspended->scopes[i].handle = handle;
-      suspended->scopes[i].pin = handle != NULL ? ma_alloc (ma_active, 1) : NULL;
+      suspended->scopes[i] = handle;
+      if (handle != NULL)
+        ma_arena_hold (handle, 1);
       malloc_arena_leave (handle);
     }
   floor_depth = 0;
@@ -427,7 +424,7 @@ scope_resume (PyObject *Py_UNUSED (module), PyObject *const *args, Py_ssize_t co
     return NULL;
   int is_inherited = args[1] == Py_True;
   for (unsigned i = is_inherited ? suspended->depth - 1 : 0; i < suspended->depth; i++)
-    malloc_arena_enter (suspended->scopes[i].handle);
+    malloc_arena_enter (suspended->scopes[i]);
   floor_depth = is_inherited ? 1 : suspended->floor;
   was_secure = suspended->was_secure;
   Py_RETURN_NONE;

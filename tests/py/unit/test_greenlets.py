@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 import malloc_arena
 from conftest import Child
-from malloc_arena import HEAP_SECURE, Arena, ArenaError
+from malloc_arena import HEAP_SECURE, Arena, ArenaError, _core
 
 greenlet = pytest.importorskip("greenlet", reason="greenlet has no wheel for this machine")
 
@@ -174,6 +175,32 @@ def test_a_greenlet_that_ended_keeps_no_arena_open() -> None:
     with arena:
         worker.switch()
     assert worker.dead
+    arena.close()
+
+
+def test_a_suspended_scope_keeps_a_full_arena_open() -> None:
+    """Told by _core itself: greenlet needs memory for a switch, which this arena has not."""
+    arena = Arena(HEAP_SECURE, name="full", limit=1 << 20)
+    buffers = []
+
+    def fill() -> None:
+        for size in (1 << 16, 1 << 12, 1 << 8, 16, 1):
+            with contextlib.suppress(MemoryError):
+                while True:
+                    buffers.append(arena.buffer(size))
+
+    with arena:
+        _core._outside(fill)
+        suspended = _core._suspend(False)
+        for buffer in buffers:
+            buffer.close()
+        try:
+            with pytest.raises(ArenaError, match="cannot be closed"):
+                arena.close()
+        finally:
+            _core._resume(suspended, False)
+    del suspended
+    buffers.clear()
     arena.close()
 
 
