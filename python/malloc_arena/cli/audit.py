@@ -92,7 +92,8 @@ class Audit:
         try:
             # Not when the program has run for hours, and nobody gets the report then.
             for path in filter(None, (options.html, options.output)):
-                path.open("a").close()
+                if path.is_file() or not path.exists():  # who reads a pipe takes this for its end
+                    path.open("a").close()
         except OSError as error:
             return _unwritten(error)
         try:

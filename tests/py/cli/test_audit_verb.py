@@ -399,6 +399,17 @@ def test_a_report_that_cannot_be_written_is_told_before_the_program_runs(
         assert not ran.exists()
 
 
+def test_a_report_may_go_to_a_pipe_with_a_name(token: Path, tmp_path: Path) -> None:
+    """Opened once: who reads it is gone after the first end."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        done = audit("--secret-file", token, "--output", str(pipe), "--", "true")
+        told, _ = reader.communicate(timeout=60)
+    assert done.returncode == 0
+    assert "true" in told
+
+
 def test_a_program_is_searched_at_the_signal_and_at_intervals(token: Path, tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(
