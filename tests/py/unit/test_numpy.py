@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from conftest import Child
+from malloc_arena import SecretBuffer
 
 pytest.importorskip("numpy")
 
@@ -142,3 +143,12 @@ else: raise AssertionError
 assert note.startswith('arena "own" ') and "limit of 4194304 bytes" in note
 """
     ).ends()
+
+
+def test_a_buffer_is_compared_with_an_array_of_dates() -> None:
+    """numpy has no format for them, and none is needed."""
+    import numpy as np
+
+    with SecretBuffer(8) as buffer:
+        assert buffer == np.array([0], dtype="M8[s]")
+        assert buffer != np.array([1], dtype="M8[s]")
