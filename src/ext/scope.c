@@ -89,15 +89,15 @@ raise_exhausted (malloc_arena *handle)
  * the stack is to go. */
 static __thread int was_secure;
 
-/* Has a thread's switches of greenlets followed; NULL while nobody has imported greenlet. It is this interpreter's. */
+/* Has a thread's switches of greenlets followed; NULL while nobody has imported greenlet. It is the main interpreter's:
+ * of greenlet's tracers there is one for a thread, whatever runs in it, and another's may end before. */
 static PyObject *follow_greenlets;
-static PyInterpreterState *follows_in;
 
 static __attribute__ ((cold, noinline)) void
 follow_here (void)
 {
   static __thread int is_following;
-  if (is_following || PyInterpreterState_Get () != follows_in)
+  if (is_following || PyInterpreterState_Get () != PyInterpreterState_Main ())
     return;
   is_following = 1;
   PyObject *result = PyObject_CallNoArgs (follow_greenlets);
@@ -375,8 +375,8 @@ suspended_free (PyObject *capsule)
 PyObject *
 scope_follow_greenlets (PyObject *Py_UNUSED (module), PyObject *follow)
 {
-  Py_XSETREF (follow_greenlets, Py_NewRef (follow));
-  follows_in = PyInterpreterState_Get ();
+  if (PyInterpreterState_Get () == PyInterpreterState_Main ())
+    Py_XSETREF (follow_greenlets, Py_NewRef (follow));
   Py_RETURN_NONE;
 }
 

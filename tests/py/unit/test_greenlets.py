@@ -317,3 +317,31 @@ with malloc_arena.get(HEAP_SECURE):
     assert greenlet.gettrace() is not None
 """
     ).ends()
+
+
+def test_a_subinterpreter_that_ended_takes_no_scopes_along(child: Callable[..., Child]) -> None:
+    """greenlet has one tracer for a thread, whatever interpreter runs in it."""
+    child(
+        """
+import importlib
+for name in ("_interpreters", "_xxsubinterpreters"):
+    try: sub = importlib.import_module(name); break
+    except ImportError: pass
+import greenlet
+vault = get(HEAP_SECURE)
+# greenlet is for no isolated one.
+interpreter = sub.create("legacy") if name == "_interpreters" else sub.create(isolated=False)
+script = "import malloc_arena, greenlet\\nwith malloc_arena.get(1): pass"
+failed = sub.run_string(interpreter, script)
+assert failed is None, failed
+sub.destroy(interpreter)
+main = greenlet.getcurrent()
+def work():
+    with vault: main.switch()
+worker = greenlet.greenlet(work)
+worker.switch()
+assert not vault.owns(id(bytes(100)))
+worker.switch()
+assert worker.dead
+"""
+    ).ends()
