@@ -106,6 +106,22 @@ follow_here (void)
   Py_XDECREF (result);
 }
 
+/* From 3.12 on greenlet makes, at a switch, frame objects of all functions that run, which would stay in the arena until
+ * those of its callers return. So these are made before. */
+static __attribute__ ((cold, noinline)) void
+make_frames (void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+  for (PyFrameObject *frame = PyThreadState_GetFrame (PyThreadState_Get ()), *back; frame != NULL;
+       frame = back)
+    {
+      back = PyFrame_GetBack (frame);
+      Py_DECREF (frame);
+    }
+  PyErr_Clear ();
+#endif
+}
+
 static int
 enter (malloc_arena *handle)
 {
@@ -116,7 +132,10 @@ enter (malloc_arena *handle)
     }
   int is_outermost = ma_depth () == 0;
   if (is_outermost && unlikely (follow_greenlets != NULL))
-    follow_here ();
+    {
+      follow_here ();
+      make_frames ();
+    }
   if (is_outermost && unlikely (sweeps_always))
     sweep ("clear_free_lists");
   malloc_arena_enter (handle);
