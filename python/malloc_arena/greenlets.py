@@ -55,7 +55,8 @@ class _Tracer:
             self.suspended[origin] = left
         if own is not None:
             _core._resume(own, False)
-        elif sys._getframe(1).f_back is None and not _is_hub(target):  # it begins
+        # One that goes on does so in the function that had switched; one that begins has none yet.
+        elif sys._getframe(1).f_back is None and not _is_hub(target):
             _core._resume(left, True)
 
 

@@ -3,8 +3,8 @@
  * A large block lies at the end of a range: writing past it faults at once (up to 15 bytes of rounding
  * are canary). Before it come canary bytes where there is room, and an inaccessible page. A freed
  * block is wiped, and its range given back. Only a block that realloc made longer begins where its range does and may
- * end before its guard: canary, then zeros. Writing past that one is seen by the next realloc or free. When it shrinks
- * it ends at the guard again.
+ * end before its guard: canary, then zeros. Writing past that one is seen by the next realloc or free, or, past the
+ * canary and in pages that no block had before, wiped by it. When it shrinks it ends at the guard again.
  */
 #ifndef MA_LARGE_H
 #define MA_LARGE_H
