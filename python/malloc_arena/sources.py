@@ -94,7 +94,8 @@ def from_fd(  # noqa: F811
 def from_fd(  # noqa: F811
     fd: int, *, as_str: bool = False, arena: Arena | None = None
 ) -> _core.SecretBuffer | str:
-    """Everything that can be read from a descriptor, which stays open."""
+    """Everything that can be read from a descriptor until its end, which is waited for also where
+    the descriptor is non-blocking. It stays open."""
     return _finish(_read(fd, arena), as_str, False, arena)
 
 
@@ -183,13 +184,26 @@ def _read(fd: int, arena: Arena | None, *, line: bool = False) -> _core.SecretBu
                 size *= 2
                 buffer = _resized(buffer, size, length, arena)
             with memoryview(buffer) as view, view[length:] as rest:
-                count = os.readv(fd, [rest])
+                try:
+                    count = os.readv(fd, [rest])
+                except BlockingIOError:
+                    # What has been read would be lost to the caller.
+                    _core._outside(_wait, fd)
+                    continue
             length += count
             if count == 0 or (line and buffer[length - 1] == 0x0A):
                 return _resized(buffer, length, length, arena)
     except BaseException:
         buffer.close()
         raise
+
+
+def _wait(fd: int) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
 
 
 def _resized(

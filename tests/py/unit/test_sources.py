@@ -54,12 +54,19 @@ def test_from_file(tmp_path: Path, child: Callable[..., Child], options: str, ki
     check(process, kind)
 
 
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize(("options", "kind"), FORMS)
-def test_from_fd(tmp_path: Path, child: Callable[..., Child], options: str, kind: str) -> None:
+def test_from_fd(
+    tmp_path: Path, child: Callable[..., Child], options: str, kind: str, blocking: bool
+) -> None:
     """From a pipe, whose size is not known; it is read in more than one piece and has to grow."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    process = child(f"got = sources.from_fd(os.open({str(pipe)!r}, os.O_RDONLY){options})" + END)
+    process = child(
+        f"fd = os.open({str(pipe)!r}, os.O_RDONLY); os.set_blocking(fd, {blocking})\n"
+        f"got = sources.from_fd(fd{options})\n"
+        f"assert os.get_blocking(fd) is {blocking}" + END
+    )
     with pipe.open("wb", buffering=0) as file:
         for _ in range(3):
             file.write(b"x" * 5000)
