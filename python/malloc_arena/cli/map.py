@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 import time
 from pathlib import Path
@@ -148,6 +150,22 @@ def _text(options: argparse.Namespace, found: Snapshot, both: object | None, wid
     return render.as_text(found, width, in_full=options.all)
 
 
+def _has_ended(pid: int) -> bool:
+    """Whether it has, or does within a second: who ends cannot be looked at a little earlier."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        return bool(poll.poll(1000))
+    finally:
+        os.close(process)
+
+
 def _watch(options: argparse.Namespace) -> int:
     """Until the process ends, which is no error once it was seen."""
     from ..audit.process import CannotLook
@@ -161,6 +179,8 @@ def _watch(options: argparse.Namespace) -> int:
             try:
                 found = _look(options)
             except CannotLook:
+                if not _has_ended(options.pid):
+                    raise
                 return 0
     from rich.live import Live
     from rich.text import Text
@@ -182,6 +202,8 @@ def _watch(options: argparse.Namespace) -> int:
             try:
                 found = _look(options)
             except CannotLook:
+                if not _has_ended(options.pid):
+                    raise
                 break
     print(f"process {options.pid} has ended")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -11,14 +12,14 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from browser import DOWN, END, ESCAPE, HOME, RIGHT, TAB, UP, Browser
 from conftest import MAKE, SECRET, Child
 from malloc_arena import HEAP_ISOLATED, HEAP_SECURE, Arena, snapshot
-from malloc_arena.audit import layout
+from malloc_arena.audit import CannotLook, Process, layout
 from malloc_arena.render import map as render
 from malloc_arena.render import map_svg
 from malloc_arena.snapshot import Heap, Large, Slab, Snapshot
@@ -235,6 +236,36 @@ def test_watch_shows_what_changes_until_the_process_ends(child: Start, tmp_path:
         assert b"has ended" in said
         lines.stdout.read()
         assert lines.wait(timeout=60) == 0
+
+
+@contextlib.contextmanager
+def traced(pid: int) -> Iterator[None]:
+    """As by a debugger that comes, between two looks of another."""
+    until = time.monotonic() + 60
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(Process(pid))
+                break
+            except CannotLook:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        yield
+
+
+def test_watch_says_why_it_cannot_look_any_more(child: Start, tmp_path: Path) -> None:
+    one, _ = started(child, tmp_path)
+    command = [sys.executable, "-m", "malloc_arena", "map", "--pid", str(one.pid)]
+    with subprocess.Popen(
+        [*command, "--watch", "0.2", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as watching:  # fmt: skip
+        assert watching.stdout
+        watching.stdout.readline()
+        with traced(one.pid):
+            _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 3
+    assert f"process {os.getpid()} traces it already" in said
 
 
 # ---- the SVG, in a browser ----
