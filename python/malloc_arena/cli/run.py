@@ -102,7 +102,16 @@ def _unreached(program: str) -> str:
         found.st_mode & stat.S_ISGID and found.st_gid != os.getegid()
     ):
         return "it runs with the rights of its owner (set-uid), and the loader ignores LD_PRELOAD"
+    if os.getuid() != 0 and _has_capabilities(path):
+        return "its file gives it capabilities, and the loader ignores LD_PRELOAD"
     return ""
+
+
+def _has_capabilities(path: Path) -> bool:
+    try:
+        return bool(os.getxattr(path, "security.capability"))
+    except OSError:
+        return False
 
 
 def _say(message: str) -> None:

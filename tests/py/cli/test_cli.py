@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,36 @@ def test_run_says_where_the_loader_ignores_the_library(tmp_path: Path) -> None:
     done = malloc_arena("run", str(program))
     assert done.returncode == 0
     assert "set-uid), and the loader ignores LD_PRELOAD, so that nothing of it" in done.stderr
+
+
+def test_run_says_where_capabilities_keep_the_library_out() -> None:
+    """Of who is not root: root has them anyhow, and the loader does not mind."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give capabilities to a file")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        program = Path(directory, "program")
+        shutil.copy("/bin/true", program)
+        # Version 2, effective: CAP_NET_RAW.
+        capabilities = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
+        try:
+            os.setxattr(program, "security.capability", capabilities)
+        except OSError as error:
+            pytest.skip(f"the file system keeps no capabilities: {error}")
+        look = """
+import os, sys
+from malloc_arena.cli.run import _unreached
+print(_unreached(sys.argv[1]))
+os.setuid(65534)
+print(_unreached(sys.argv[1]))
+"""
+        said = "its file gives it capabilities, and the loader ignores LD_PRELOAD"
+        assert output(look, program) == f"\n{said}\n"
+
+
+def output(script: str, argument: Path) -> str:
+    command = [sys.executable, "-c", script, str(argument)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_run_preloads_the_packages_library_and_keeps_what_was_there() -> None:
