@@ -9,17 +9,29 @@ Nothing is reserved, locked or hooked before the first arena is asked for.
 
 from __future__ import annotations
 
-from ._core import (
-    HEAP_DEFAULT,
-    HEAP_ISOLATED,
-    HEAP_SECRETMEM,
-    HEAP_SECURE,
-    HEAP_TAGGED,
-    SecretBuffer,
-    __version__,
-    _outside,
-    region,
-)
+try:
+    from ._core import (
+        HEAP_DEFAULT,
+        HEAP_ISOLATED,
+        HEAP_SECRETMEM,
+        HEAP_SECURE,
+        HEAP_TAGGED,
+        SecretBuffer,
+        __version__,
+        _outside,
+        region,
+    )
+except ModuleNotFoundError as error:
+    if error.name != f"{__name__}._core":
+        raise
+    import sys
+
+    # The source tree on the path, or a package that another Python installed.
+    raise ImportError(
+        f"malloc_arena in {__path__[0]} has not been built for Python "
+        f"{sys.version_info[0]}.{sys.version_info[1]}: install it with this one's pip",
+        name=__name__,
+    ) from None
 from .arena import Arena, get
 from .errors import ArenaError, ArenaUnavailable, HooksLost
 

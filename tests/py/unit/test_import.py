@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import malloc_arena
 
@@ -81,6 +83,21 @@ def test_import_stays_light() -> None:
     }
     assert "malloc_arena._core" in loaded.split()
     assert "malloc_arena.receipt" not in loaded.split()
+
+
+def test_a_package_that_is_not_built_says_so(tmp_path: Path) -> None:
+    """As in a source tree, or in the directory that another Python installed into."""
+    package = Path(malloc_arena.__file__).parent
+    shutil.copytree(package, tmp_path / "malloc_arena", ignore=shutil.ignore_patterns("_core*.so"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import malloc_arena"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    python = ".".join(map(str, sys.version_info[:2]))
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: malloc_arena in {tmp_path}/malloc_arena has not been built for Python "
+        f"{python}: install it with this one's pip"
+    )
 
 
 def test_what_is_exported() -> None:
