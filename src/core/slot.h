@@ -290,7 +290,7 @@ slot_give (const struct ma_unit *unit, char *p, size_t size, unsigned group)
       __asm__ volatile ("" : : "r"(p) : "memory");
       return 1;
     }
-  for (word -= 8; word >= p + size; word -= 8)
+  for (word -= 8; word > p + size; word -= 8)
     {
       damage |= *(const ma_word *)word ^ ma_sealed.canary;
       __asm__ volatile ("" : "+r"(damage) : : "memory");
@@ -298,14 +298,14 @@ slot_give (const struct ma_unit *unit, char *p, size_t size, unsigned group)
   if (unlikely (damage != 0))
     return 0;
   __asm__ volatile ("" : : : "memory");
-  /* Stores are what there is no time for: two at a time. */
-  char *end = p + unit->slot - 32;
+  /* As slot_take looks at it. */
+  char *end = p + unit->slot - 160;
   char *at = p;
-  AT (end, 0) = zero;
+  AT (end, 0) = AT (end, 32) = AT (end, 64) = AT (end, 96) = AT (end, 128) = zero;
   do
     {
-      AT (at, 0) = AT (at, 32) = zero;
-      at += 64;
+      AT (at, 0) = AT (at, 32) = AT (at, 64) = AT (at, 96) = zero;
+      at += 128;
       /* No call of memset. */
       __asm__ volatile ("" : "+r"(at) : : "memory");
     }
