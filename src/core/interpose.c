@@ -280,6 +280,34 @@ first_trim (size_t pad)
   return is_found () && next.routine.malloc_trim ? next.routine.malloc_trim (pad) : 0;
 }
 
+/* ---- the dynamic linker ---- */
+
+/* It keeps its list of libraries here, and a thread's data in each, from when they happen to be used first. That is
+ * the process's, and no secret: a forked child would not survive zeros there, an arena could not be deleted, and where
+ * an arena is full the linker ends the process. So what it asks for is ordinary memory, whatever is active. This is for
+ * functions that it calls itself. */
+#define IS_LOADER()                                                                                \
+  ((uintptr_t)__builtin_return_address (0) - ma_sealed.loader < ma_sealed.loader_size)
+
+/* The same at the least cost: callers are seldom where it is, or above. Where malloc is as it is meant to be, nothing
+ * has been pushed at the place of the question, but to ask the compiler makes a frame. */
+#if defined(MA_WIDE) && defined(__OPTIMIZE__)
+#define MAY_BE_LOADER()                                                                            \
+  ({                                                                                               \
+    int is_above;                                                                                  \
+    __asm__ ("cmpq %1, (%%rsp)" : "=@ccae"(is_above) : "r"(ma_sealed.loader));                     \
+    is_above;                                                                                      \
+  })
+#else
+#define MAY_BE_LOADER() ((uintptr_t)__builtin_return_address (0) >= ma_sealed.loader)
+#endif
+
+MA_COLD static void *
+malloc_from_above (size_t size)
+{
+  return IS_LOADER () ? next.routine.malloc (size) : ma_alloc (ma_active, size);
+}
+
 /* ---- the family ---- */
 
 MA_EXPORT MA_HOT MA_VECTORS void *
@@ -288,6 +316,8 @@ malloc (size_t size)
   struct ma_local *local = ma_active;
   if (likely (local == NULL))
     return next.routine.malloc (size);
+  if (unlikely (MAY_BE_LOADER ()))
+    return malloc_from_above (size);
   return likely (size < local->threshold) ? ma_dense_alloc_here (local, size)
                                           : ma_alloc (local, size);
 }
@@ -311,7 +341,7 @@ MA_EXPORT MA_HOT void *
 calloc (size_t n, size_t size)
 {
   struct ma_local *local = ma_active;
-  if (likely (local == NULL))
+  if (likely (local == NULL) || unlikely (IS_LOADER ()))
     return next.routine.calloc (n, size);
   size_t bytes;
   if (__builtin_mul_overflow (n, size, &bytes))
@@ -364,7 +394,7 @@ move_in_blindly (struct ma_local *local, void *p, size_t size)
 
 /* An ordinary block that is resized while an arena is active moves in, and its old place is wiped:
  * it may hold the beginning of what the arena is for. */
-static void *
+static __attribute__ ((noinline)) void *
 move_in (struct ma_local *local, void *p, size_t size)
 {
   if (unlikely (!is_size_known ()))
@@ -386,9 +416,6 @@ move_in (struct ma_local *local, void *p, size_t size)
 MA_EXPORT MA_HOT void *
 realloc (void *p, size_t size)
 {
-  struct ma_local *local = ma_active;
-  if (p == NULL)
-    return malloc (size);
   if (ma_is_ours (p))
     {
       if (likely (size != 0))
@@ -396,9 +423,10 @@ realloc (void *p, size_t size)
       ma_release (p);
       return NULL;
     }
-  if (unlikely (local != NULL))
-    return move_in (local, p, size);
-  return next.routine.realloc (p, size);
+  struct ma_local *local = ma_active;
+  if (likely (local == NULL) || unlikely (IS_LOADER ()))
+    return next.routine.realloc (p, size);
+  return p == NULL ? ma_alloc (local, size) : move_in (local, p, size);
 }
 
 MA_EXPORT void *

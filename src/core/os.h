@@ -113,6 +113,9 @@ void os_random (void *p, size_t n);
  * everything else further away. Async-signal-safe. */
 void os_first_stack (char **low, char **end);
 
+/* Where the code of the dynamic linker is; left alone where there is none. */
+void os_loader (uintptr_t *base, size_t *size);
+
 /* The calling thread, and whether a thread of the process has ended; by a number that is used again. */
 int os_thread (void);
 int os_is_gone (int thread);

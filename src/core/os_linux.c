@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
@@ -529,6 +530,22 @@ os_first_stack (char **low, char **end)
   if (*end != NULL && getrlimit (RLIMIT_STACK, &limit) == 0)
     *low -= limit.rlim_cur < most ? limit.rlim_cur : most;
   errno = saved;
+}
+
+void
+os_loader (uintptr_t *base, size_t *size)
+{
+  uintptr_t loader = _r_debug.r_ldbase;
+  const ElfW (Ehdr) *header = (const void *)loader;
+  if (header == NULL)
+    return;
+  const ElfW (Phdr) *segment = (const void *)(loader + header->e_phoff);
+  for (unsigned i = 0; i < header->e_phnum; i++)
+    if (segment[i].p_type == PT_LOAD && segment[i].p_flags & PF_X)
+      {
+        *base = loader + segment[i].p_vaddr;
+        *size = segment[i].p_memsz;
+      }
 }
 
 int

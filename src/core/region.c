@@ -129,6 +129,7 @@ reserve (size_t size)
   ma_sealed.dump_refused = os_exclude_from_dump (base, size);
   ma_sealed.canary = ma_sealed.canary_again = new_canary ();
   ma_sealed.unforked = unforked;
+  os_loader (&ma_sealed.loader, &ma_sealed.loader_size);
   ma_sealed.region.base = (uintptr_t)base;
   ma_sealed.origin
       = (uintptr_t)table - ((uintptr_t)base >> MA_UNIT_SHIFT) * sizeof (struct ma_unit);

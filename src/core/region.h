@@ -148,6 +148,8 @@ struct ma_sealed
   uint64_t canary;       /* fills the bytes after a block; no byte of it is zero; */
   uint64_t canary_again; /* once more, so that a word of it in any turn is a load */
   int dump_refused;      /* errno where the region could not be excluded from dumps */
+  uintptr_t loader;      /* the dynamic linker's code */
+  size_t loader_size;
   /* Non-zero; zero in a forked child, by MADV_WIPEONFORK: tells that wiped memory is no damage. */
   const volatile uint8_t *unforked;
 };
