@@ -16,6 +16,7 @@ Nothing but pytest is imported before a test asks for one of these.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import os
@@ -99,13 +100,8 @@ class Residue:
         return bool(self._watched)
 
 
-class _Tally:
-    """What the summary tells."""
-
-    tests = failed = 0
-
-
-_tally = _Tally()
+_PROPERTY = "malloc_arena residue"  # of a report, so that it comes from other processes as well
+_tally: collections.Counter[str] = collections.Counter()
 _residue = pytest.StashKey[Residue]()
 
 
@@ -223,10 +219,9 @@ def _watching(item: pytest.Item) -> Generator[None]:
         yield
         residue = item.stash.get(_residue, None)
         if residue:
-            _tally.tests += 1
             failure = residue.check()
+            item.user_properties.append((_PROPERTY, "copies left" if failure else "none"))
             if failure:
-                _tally.failed += 1
                 pytest.fail(failure, pytrace=False)
     finally:
         if _residue in item.stash:
@@ -248,8 +243,13 @@ def _text(left: list[Finding]) -> str:
     return "\n".join(lines)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        _tally.update(str(value) for name, value in report.user_properties if name == _PROPERTY)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _tally.tests:
-        left = f"{_tally.failed} left copies" if _tally.failed else "no copies left"
-        tests = "1 test" if _tally.tests == 1 else f"{_tally.tests} tests"
+    if _tally:
+        tests = "1 test" if _tally.total() == 1 else f"{_tally.total()} tests"
+        left = f"{_tally['copies left']} left copies" if _tally["copies left"] else "no copies left"
         terminalreporter.write_line(f"malloc-arena: {tests} watched for residue, {left}")

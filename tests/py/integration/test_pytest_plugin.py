@@ -16,12 +16,14 @@ KEPT = []
 """
 
 
-def run(tmp_path: Path, tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    tmp_path: Path, tests: str, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     (tmp_path / "code_under_test.py").write_text(CODE)
     (tmp_path / "test_it.py").write_text("import pytest\n" + tests)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -46,6 +48,25 @@ def test_leak(residue):
     assert "live pymalloc, str of" in done.stdout
     assert f"{tmp_path}/code_under_test.py:3" in done.stdout
     assert "malloc-arena: 1 test watched for residue, 1 left copies" in done.stdout
+
+
+def test_the_summary_counts_tests_of_other_processes(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    done = run(
+        tmp_path,
+        """
+from code_under_test import keep
+
+@pytest.mark.parametrize("number", range(4))
+def test_leak(residue, number):
+    secret = residue.secret()
+    if number == 1:
+        keep(secret)
+""",
+        "--numprocesses=2",
+    )
+    assert done.returncode == 1, done.stdout
+    assert "malloc-arena: 4 tests watched for residue, 1 left copies" in done.stdout
 
 
 def test_work_inside_the_vault_passes(tmp_path: Path) -> None:
