@@ -134,9 +134,10 @@ def exhausted(
     requested: int,
     region: int,
     in_scope: bool,
+    is_strict: bool,
 ) -> str:
     """Why an arena gives no more memory. REQUESTED is 0 where it is not known; REGION are all
-    arenas' addresses. IN_SCOPE: a part of the limit is kept back."""
+    arenas' addresses. IN_SCOPE: a part of the limit is kept back. IS_STRICT: lock="require"."""
     state = f"now it holds {held} bytes ({locked} locked), {live} of them in {blocks} live blocks"
     if requested:
         state = f"{requested} more were asked for, and {state}"
@@ -162,7 +163,7 @@ def exhausted(
             f"{reason}; the process has {used} mappings, and vm.max_map_count is {most}. Raise it "
             f"(sysctl -w vm.max_map_count={2 * most})"
         )
-    if _may_lock(locked):
+    if not is_strict or _may_lock(locked, requested):
         return (
             f"{reason}. Raise RLIMIT_AS (ulimit -v) or the memory limit of the container, "
             f"{or_less}. A single block of more than {region} bytes needs more address space: "
@@ -195,16 +196,19 @@ def _mappings() -> tuple[int, int]:
         return 0, 0
 
 
-def _may_lock(locked: int) -> bool:
-    """Whether the kernel would have locked a large heap's worth more."""
+def _may_lock(locked: int, requested: int) -> bool:
+    """Whether the kernel would have locked so much more, or a large heap's worth. LOCKED is what
+    is locked at least: the limit is the whole process's."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    if limit == resource.RLIM_INFINITY or locked + (1 << 20) < limit:
-        return True
+    may_exceed = False
     try:
         with open("/proc/self/status", "rb") as status:  # noqa: PTH123
-            effective = next(line for line in status if line.startswith(b"CapEff:"))
-    except (OSError, StopIteration):
-        return False
-    return bool(int(effective.split()[1], 16) >> 14 & 1)  # CAP_IPC_LOCK
+            fields = dict(line.split(b":", 1) for line in status if b":" in line)
+        locked = max(locked, int(fields[b"VmLck"].split()[0]) << 10)
+        may_exceed = bool(int(fields[b"CapEff"], 16) >> 14 & 1)  # CAP_IPC_LOCK
+    except (OSError, KeyError):
+        pass
+    is_within = locked + max(requested, 1 << 20) < limit
+    return limit == resource.RLIM_INFINITY or is_within or may_exceed

@@ -535,6 +535,12 @@ ma_kind_of (const malloc_arena *arena)
   return arena->kind;
 }
 
+int
+ma_requires_lock (const malloc_arena *arena)
+{
+  return arena->is_secure && arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE;
+}
+
 void
 ma_arena_hold (malloc_arena *arena, int more)
 {

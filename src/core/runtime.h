@@ -98,6 +98,9 @@ MA_EXPORT malloc_arena *ma_active_arena (void);
 /* HEAP_... of an arena. */
 MA_EXPORT unsigned ma_kind_of (const malloc_arena *arena);
 
+/* Whether it gives no memory that is not locked. */
+MA_EXPORT int ma_requires_lock (const malloc_arena *arena);
+
 /* Counts MORE who will enter ARENA again, or less: meanwhile it is not deleted. Takes no memory. */
 MA_EXPORT void ma_arena_hold (malloc_arena *arena, int more);
 

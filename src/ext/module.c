@@ -65,11 +65,11 @@ core_exhausted (malloc_arena *handle, size_t requested, int in_scope)
   PyObject *make = errors_attribute ("exhausted");
   PyObject *message = NULL;
   if (make != NULL)
-    message = PyObject_CallFunction (make, "snnnnnnnO", malloc_arena_name (handle),
-                                     (Py_ssize_t)stats.limit_bytes, (Py_ssize_t)stats.mapped_bytes,
-                                     (Py_ssize_t)stats.live_bytes, (Py_ssize_t)stats.live_blocks,
-                                     (Py_ssize_t)stats.locked_bytes, (Py_ssize_t)requested,
-                                     (Py_ssize_t)ma_region.size, in_scope ? Py_True : Py_False);
+    message = PyObject_CallFunction (
+        make, "snnnnnnnOO", malloc_arena_name (handle), (Py_ssize_t)stats.limit_bytes,
+        (Py_ssize_t)stats.mapped_bytes, (Py_ssize_t)stats.live_bytes, (Py_ssize_t)stats.live_blocks,
+        (Py_ssize_t)stats.locked_bytes, (Py_ssize_t)requested, (Py_ssize_t)ma_region.size,
+        in_scope ? Py_True : Py_False, ma_requires_lock (handle) ? Py_True : Py_False);
   Py_XDECREF (make);
   malloc_arena_leave (NULL);
   return message;

@@ -230,21 +230,56 @@ except ArenaUnavailable as error:
 else:
     raise AssertionError("locked")
 """
+    done = _run_limited(script, 0)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("malloc_arena:")]
+    assert len(lines) == 1
+    assert "lock" in lines[0]
+
+
+def _run_limited(script: str, bytes_: int) -> subprocess.CompletedProcess[str]:
+    """A Python process that may lock so many bytes, and has no right to lock more."""
     limited = f"""
 import ctypes, os, resource, sys
-resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+resource.setrlimit(resource.RLIMIT_MEMLOCK, ({bytes_}, {bytes_}))
 if os.geteuid() == 0:
     libc = ctypes.CDLL(None)
     assert libc.prctl(24, 14, 0, 0, 0) == 0  # CAP_IPC_LOCK out of the bounding set
 os.execv(sys.executable, [sys.executable, "-c", {script!r}])
 """
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", limited], capture_output=True, text=True, check=False
     )
+
+
+def test_lock_limit_met_by_others_is_said() -> None:
+    """What an arena is refused counts, with what the whole process has locked; and under lock="prefer"
+    the lock is never the reason."""
+    done = _run_limited(
+        """
+import resource
+from malloc_arena import *
+def message(arena, size):
+    try:
+        arena.buffer(size)
+    except MemoryError as error:
+        return str(error)
+    raise AssertionError("there was room")
+other = Arena(HEAP_SECURE, name="other").buffer(4 << 20)
+strict = Arena(HEAP_SECURE, name="strict", lock="require")
+for size in 6 << 20, 10 << 20:
+    said = message(strict, size)
+    assert "RLIMIT_MEMLOCK is 8388608 bytes" in said and "RLIMIT_AS" not in said, said
+loose = Arena(HEAP_SECURE, name="loose")
+kept = loose.buffer(6 << 20)
+assert not loose.receipt.locked
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 20, 1 << 20))
+said = message(loose, 64 << 20)
+assert "RLIMIT_MEMLOCK" not in said and "memory limit of the container" in said, said
+""",
+        8 << 20,
+    )
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("malloc_arena:")]
-    assert len(lines) == 1
-    assert "lock" in lines[0]
 
 
 def test_stats(own: Arena) -> None:
