@@ -37,6 +37,10 @@ void os_unreserve (void *p, size_t size);
 /* Zeroed memory for metadata, committed as it is touched, a guard page on each side. */
 int os_map (size_t size, void **out);
 
+/* The same, inaccessible until os_open is told of a part: only that counts as memory that may be written, of which
+ * the kernel promises no more than it has (RLIMIT_DATA, strict overcommit), and is made present by mlockall. */
+int os_map_closed (size_t size, void **out);
+
 /* Accessible; new pages read as zero. */
 int os_open (void *p, size_t size);
 /* The same with a memory tag beside each 16 bytes, all 0 at first (Arm MTE). EINVAL, or ENOTSUP where

@@ -155,23 +155,32 @@ os_restore (void *p, size_t size)
 }
 
 int
-os_map (size_t size, void **out)
+os_map_closed (size_t size, void **out)
 {
   void *reserved;
   int refused = os_reserve (size + 2 * MA_PAGE, 0, &reserved);
   if (refused)
     return refused;
   char *p = (char *)reserved + MA_PAGE;
-  refused = os_open (p, size);
-  if (refused)
-    {
-      os_unreserve (reserved, size + 2 * MA_PAGE);
-      return refused;
-    }
   /* Huge pages would make sparse tables resident by the 2 MiB. */
   advise (p, size, MADV_NOHUGEPAGE);
   *out = p;
   return 0;
+}
+
+int
+os_map (size_t size, void **out)
+{
+  void *p;
+  int refused = os_map_closed (size, &p);
+  if (refused)
+    return refused;
+  refused = os_open (p, size);
+  if (refused)
+    os_unreserve ((char *)p - MA_PAGE, size + 2 * MA_PAGE);
+  else
+    *out = p;
+  return refused;
 }
 
 int

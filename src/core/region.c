@@ -25,11 +25,20 @@ static size_t units;
 static size_t low;  /* first word of slabs to look at */
 static size_t high; /* first unit of large blocks to look at */
 
-static char *pool;
-static size_t pool_left;
+/* The tables have an entry for each unit that there may be, and can be written only where units were taken. */
 enum
 {
-  POOL_MORE = 1 << 20 /* mapped when it is used up: some ten threads' worth */
+  STRETCH = 64 /* units that are made ready together: 4 MiB of an arena */
+};
+static uint64_t *ready_units; /* bit by stretch: its units can be written; */
+static uint64_t *ready_sizes; /* and the sizes of their blocks, of slabs */
+
+static char *pool;
+static size_t pool_left;
+static size_t pool_open; /* of that, what can be written */
+enum
+{
+  POOL_MORE = 1 << 20 /* opened, or mapped, when it is used up: some ten threads' worth */
 };
 
 /* The sizes of a slab's blocks: by how many slots it has it uses a place in one of four tables, as
@@ -95,26 +104,33 @@ reserve (size_t size)
   void *unforked = NULL;
   /* One thread's metadata is 100 KiB, of which it touches what it uses. */
   size_t pool_size = size >> 6 > (size_t)16 << 20 ? size >> 6 : (size_t)16 << 20;
-  if ((refused = os_map (os_round_up (n * sizeof (struct ma_unit), MA_PAGE), &table))
-      || (refused = os_map (os_round_up (n * SIZES_BYTES, MA_PAGE), &size_table))
-      || (refused = os_map (os_round_up ((n + 63) / 64 * 8, MA_PAGE), &bits))
-      || (refused = os_map (os_round_up (pool_size, MA_PAGE), &more))
+  size_t words = (n + 63) / 64;
+  size_t ready_words = (words + 63) / 64;
+  size_t bit_bytes = os_round_up ((words + 2 * ready_words) * 8, MA_PAGE);
+  size_t table_bytes = os_round_up (n * sizeof (struct ma_unit), MA_PAGE);
+  /* Units are looked at also where none was taken: by a free of what is no block. */
+  if ((refused = os_map_closed (table_bytes, &table)) || (refused = os_seal (table, table_bytes, 1))
+      || (refused = os_map_closed (os_round_up (n * SIZES_BYTES, MA_PAGE), &size_table))
+      || (refused = os_map (bit_bytes, &bits))
+      || (refused = os_map_closed (os_round_up (pool_size, MA_PAGE), &more))
       || (refused = os_map (MA_PAGE, &unforked)))
     {
       /* The metadata is in proportion: a smaller region follows. What was mapped of this one is a
        * few reserved pages in a process that is short of address space; it goes too. */
       os_unreserve (base, size);
       if (table)
-        os_unreserve (table, os_round_up (n * sizeof (struct ma_unit), MA_PAGE));
+        os_unreserve (table, table_bytes);
       if (size_table)
         os_unreserve (size_table, os_round_up (n * SIZES_BYTES, MA_PAGE));
       if (bits)
-        os_unreserve (bits, os_round_up ((n + 63) / 64 * 8, MA_PAGE));
+        os_unreserve (bits, bit_bytes);
       if (more)
         os_unreserve (more, os_round_up (pool_size, MA_PAGE));
       return refused;
     }
   taken = bits;
+  ready_units = taken + words;
+  ready_sizes = ready_units + ready_words;
   units = n;
   /* The first and the last unit are never given out: they guard the rest. */
   taken[0] |= 1;
@@ -213,6 +229,56 @@ find (size_t from, size_t n)
   return units;
 }
 
+/* Writable, from page to page: neighbours that share one with them as well. */
+static int
+open_inside (char *first, char *end)
+{
+  char *from = (char *)((uintptr_t)first & ~(MA_PAGE - 1));
+  return os_open (from, os_round_up ((size_t)(end - from), MA_PAGE));
+}
+
+static int
+open_units (size_t begin, size_t end)
+{
+  return open_inside ((char *)&ma_sealed.units[begin], (char *)&ma_sealed.units[end]);
+}
+
+static int
+open_sizes (size_t begin, size_t end)
+{
+  int refused = 0;
+  for (unsigned tier = 0; tier < TIERS + (MA_HAS_TAGS ? 1 : 0) && !refused; tier++)
+    refused = open_inside (tier_place (tier, begin), tier_place (tier, end));
+  return refused;
+}
+
+/* The stretches in which the units FIRST to END lie, in as few calls of OPEN as it takes. */
+static int
+make_ready (uint64_t *ready, size_t first, size_t end, int (*open) (size_t, size_t))
+{
+  size_t last = (end - 1) / STRETCH;
+  for (size_t i = first / STRETCH; i <= last; i++)
+    {
+      size_t begin = i;
+      while (i <= last && !(ready[i / 64] >> (i % 64) & 1))
+        i++;
+      size_t most = i * STRETCH < units ? i * STRETCH : units;
+      if (i != begin && open (begin * STRETCH, most))
+        return 0;
+      for (; begin < i; begin++)
+        ready[begin / 64] |= (uint64_t)1 << (begin % 64);
+    }
+  return 1;
+}
+
+/* Whether the tables can be written for units that are going to be taken. */
+static int
+are_ready (size_t first, size_t n, int large)
+{
+  return make_ready (ready_units, first, first + n, open_units)
+         && (large || make_ready (ready_sizes, first, first + n, open_sizes));
+}
+
 static struct ma_unit *
 take (size_t first, size_t n)
 {
@@ -233,7 +299,7 @@ ma_region_take (size_t n, int large)
   size_t i = find (*rover, n);
   if (i == units)
     i = find (0, n);
-  if (i != units)
+  if (i != units && are_ready (i, n, large))
     {
       *rover = i + n;
       first = take (i, n);
@@ -250,7 +316,7 @@ ma_region_extend (struct ma_unit *after, size_t n)
   size_t i = first;
   while (i < units && i < first + n && !is_taken (i))
     i++;
-  int is_free = i == first + n;
+  int is_free = i == first + n && are_ready (first, n, 1);
   if (is_free)
     take (first, n);
   pthread_mutex_unlock (&lock);
@@ -308,6 +374,17 @@ ma_region_forget (struct ma_unit *first, size_t n)
   pthread_mutex_unlock (&lock);
 }
 
+/* Whether the pool has so much more that can be written. */
+static int
+is_pool_open (size_t size)
+{
+  size_t rest = pool_left - pool_open;
+  size_t more = rest < POOL_MORE ? rest : POOL_MORE;
+  if (size > pool_open && size <= pool_open + more && os_open (pool + pool_open, more) == 0)
+    pool_open += more;
+  return size <= pool_open;
+}
+
 void *
 ma_pool (size_t size)
 {
@@ -323,13 +400,14 @@ ma_pool (size_t size)
   else if (size > pool_left && os_map (POOL_MORE, &p) == 0)
     {
       pool = (char *)p + size;
-      pool_left = POOL_MORE - size;
+      pool_left = pool_open = POOL_MORE - size;
     }
-  else if (size <= pool_left)
+  else if (is_pool_open (size))
     {
       p = pool;
       pool += size;
       pool_left -= size;
+      pool_open -= size;
     }
   pthread_mutex_unlock (&lock);
   return p;

@@ -253,8 +253,8 @@ os.execv(sys.executable, [sys.executable, "-c", {script!r}])
 
 
 def test_lock_limit_met_by_others_is_said() -> None:
-    """What an arena is refused counts, with what the whole process has locked; and under lock="prefer"
-    the lock is never the reason."""
+    """What an arena is refused counts, with what the whole process has locked; and where the
+    policy is another, the lock is never the reason."""
     done = _run_limited(
         """
 import resource
