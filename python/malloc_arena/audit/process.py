@@ -43,6 +43,7 @@ _NT_ARM_TLS = 0x401
 
 _PRESENT_OR_SWAPPED = 3 << 62
 _GUARD = 1 << 58  # since Linux 6.15; it has the swap bit as well, and no contents
+_PATIENCE = 3.0  # seconds for a thread to stop
 _BATCH = 1 << 17  # pagemap entries read at once: 1 MiB
 _SLICE = 1 << 25  # what is copied at most in one pause
 
@@ -191,7 +192,7 @@ class Process:
                     continue
                 self._stopped[thread] = 0
                 ptrace(_PTRACE_INTERRUPT, thread)
-                _, status = os.waitpid(thread, _WALL)
+                status = self._stop_of(thread)
                 if not os.WIFSTOPPED(status):
                     del self._stopped[thread]
                     if thread == self.pid:
@@ -202,6 +203,25 @@ class Process:
                     self._stopped[thread] = os.WSTOPSIG(status)
                 elif thread == self.pid:
                     self._listening = os.WSTOPSIG(status) != 5  # SIGTRAP: by our interrupt
+
+    def _stop_of(self, thread: int) -> int:
+        """What waitpid says of THREAD once it stands, which is at once, but for one in a call that
+        nothing interrupts: the others stand meanwhile, and must not for ever."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            pid, status = os.waitpid(thread, _WALL | os.WNOHANG)
+            if pid:
+                return status
+            rest = until - time.monotonic()
+            if rest <= 0:
+                raise CannotLook(
+                    f"process {self.pid} cannot be stopped: its thread {thread} is in a call of "
+                    "the kernel that is not interrupted",
+                    "try again later; a container that is paused must go on first, and a vfork "
+                    "waits for the program that it started",
+                )
+            # Most need no more than some microseconds.
+            time.sleep(0 if rest > _PATIENCE - 0.002 else 0.001)
 
     def _resume(self) -> None:
         for thread, signal in self._stopped.items():

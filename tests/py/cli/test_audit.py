@@ -425,6 +425,75 @@ def test_what_no_right_helps_against_is_told() -> None:
         child.kill()
 
 
+# A thread that waits for what it has started, as no signal makes it stop.
+WAITS = r"""
+#include <pthread.h>
+#include <stdio.h>
+#include <unistd.h>
+
+static void *
+start (void *unused)
+{
+  if (vfork () == 0)
+    {
+      char end;
+      puts ("waits");
+      fflush (stdout);
+      _exit (read (0, &end, 1) != 0);
+    }
+  return unused;
+}
+
+int
+main (void)
+{
+  pthread_t thread;
+  pthread_create (&thread, NULL, start, NULL);
+  pthread_join (thread, NULL);
+  return pause ();
+}
+"""
+
+
+def test_a_thread_that_cannot_be_stopped_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "waits.c"
+    source.write_text(WAITS)
+    subprocess.run(
+        ["cc", "-pthread", "-w", "-o", tmp_path / "waits", source], check=True, timeout=60
+    )
+    with subprocess.Popen(
+        [tmp_path / "waits"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            look = (
+                "import sys\n"
+                "from malloc_arena.audit import CannotLook, Process\n"
+                "try:\n"
+                "    with Process(int(sys.argv[1]), 0.1):\n"
+                "        pass\n"
+                "except CannotLook as error:\n"
+                "    print(error)\n"
+            )
+            # In a process of its own: who cannot stop a thread stays its tracer until it ends.
+            said = subprocess.run(
+                [sys.executable, "-c", look, str(child.pid)],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                timeout=30,
+            ).stdout
+            assert said.startswith(f"process {child.pid} cannot be stopped: its thread "), said
+            # The others go on as they did.
+            assert child.stdin is not None
+            child.stdin.close()
+            with Process(child.pid) as process:
+                assert process.threads
+        finally:
+            child.kill()
+
+
 # Sleeps, and ends; for a processor in 32-bit mode.
 SLEEPER = """
 .globl _start
