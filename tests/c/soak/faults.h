@@ -12,6 +12,7 @@
 #define FAULTS(F)                                                                                  \
   F (os_reserve, (size_t size, size_t align, void **out), (size, align, out), ENOMEM, ENOMEM)      \
   F (os_map, (size_t size, void **out), (size, out), ENOMEM, EAGAIN)                               \
+  F (os_map_closed, (size_t size, void **out), (size, out), ENOMEM, EAGAIN)                        \
   F (os_open, (void *p, size_t size), (p, size), ENOMEM, EACCES)                                   \
   F (os_close, (void *p, size_t size), (p, size), ENOMEM, EACCES)                                  \
   F (os_release, (void *p, size_t size), (p, size), ENOMEM, EAGAIN)                                \
