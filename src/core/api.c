@@ -168,7 +168,7 @@ malloc_arena_leave (malloc_arena *arena)
 MA_EXPORT void
 malloc_arena_scrub (size_t bytes)
 {
-  ma_scrub_stack (ma_stack_room (__builtin_frame_address (0), bytes));
+  ma_scrub_stack (ma_scrub_room (__builtin_frame_address (0), bytes));
 }
 
 enum

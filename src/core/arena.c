@@ -219,6 +219,16 @@ room_to_grow (struct ma_thread *thread, char *p, size_t room, int is_used)
 }
 
 size_t
+ma_scrub_room (char *p, size_t bytes)
+{
+  char *low = os_signal_stack ();
+  if (low == NULL)
+    return ma_stack_room (p, bytes);
+  size_t room = p > low + SPARE ? (size_t)(p - low) - SPARE : 0;
+  return room < bytes ? room : bytes;
+}
+
+size_t
 ma_stack_room (char *p, size_t bytes)
 {
   struct ma_thread *thread = ma_self;

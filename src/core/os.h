@@ -120,6 +120,9 @@ void os_first_stack (char **low, char **end);
 /* Where the code of the dynamic linker is; left alone where there is none. */
 void os_loader (uintptr_t *base, size_t *size);
 
+/* Where the stack for signals begins if the caller is on one (sigaltstack), else NULL. Async-signal-safe. */
+char *os_signal_stack (void);
+
 /* The calling thread, and whether a thread of the process has ended; by a number that is used again. */
 int os_thread (void);
 int os_is_gone (int thread);

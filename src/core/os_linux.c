@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
@@ -555,6 +556,16 @@ os_loader (uintptr_t *base, size_t *size)
         *base = loader + segment[i].p_vaddr;
         *size = segment[i].p_memsz;
       }
+}
+
+char *
+os_signal_stack (void)
+{
+  stack_t stack;
+  int saved = errno;
+  int is_known = sigaltstack (NULL, &stack) == 0;
+  errno = saved;
+  return is_known && stack.ss_flags & SS_ONSTACK ? stack.ss_sp : NULL;
 }
 
 int

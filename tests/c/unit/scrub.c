@@ -1,5 +1,6 @@
 /* malloc_arena_scrub overwrites what calls left on the stack, and is fit for a signal handler: where the
  * stack lies, which only pthread_getattr_np can tell, and that allocates, is asked before. */
+#include <signal.h>
 #include <sys/resource.h>
 
 #include "check.h"
@@ -116,6 +117,36 @@ in_child (void *data)
   return data;
 }
 
+/* A stack for signals ends where it ends: what lies below is not dead, least of all where it is a part of the thread's own
+ * stack, as below it are then the frames that the signal interrupted. */
+__attribute__ ((__noinline__)) static void
+interrupted (void)
+{
+  volatile char live[4096];
+  memset ((void *)live, 0x5a, sizeof live);
+  CHECK_EQUAL (raise (SIGUSR2), 0);
+  CHECK (check_all ((void *)live, 0x5a, sizeof live));
+}
+
+static void
+on_signal_stack (void *is_own)
+{
+  enum
+  {
+    BYTES = 192 << 10
+  };
+  char inner[BYTES];
+  static char outer[BYTES + 4096];
+  memset (outer, 0x5a, 4096);
+  struct sigaction act = { .sa_handler = on_signal, .sa_flags = SA_ONSTACK };
+  stack_t stack = { .ss_sp = is_own ? check_hide (inner) : outer + 4096, .ss_size = BYTES };
+  CHECK_EQUAL (sigaltstack (&stack, NULL), 0);
+  CHECK_EQUAL (sigaction (SIGUSR2, &act, NULL), 0);
+  malloc_arena_get (HEAP_SECURE);
+  interrupted ();
+  CHECK (check_all (outer, 0x5a, 4096));
+}
+
 /* All there is of the first stack, of which arguments and environment have their part. */
 static void
 whole_stack (void)
@@ -179,6 +210,8 @@ main (int argc, char **argv)
   run (in_none, 0);
   run (in_child, 0);
   whole_stack ();
+  CHECK_EQUAL (check_child (on_signal_stack, NULL).exit_code, 0);
+  CHECK_EQUAL (check_child (on_signal_stack, &asked).exit_code, 0);
   CHECK_EQUAL (check_child (lower_limit, NULL).signal, 0);
   CHECK_EQUAL (check_child (lower_later, NULL).exit_code, 0);
   return 0;
