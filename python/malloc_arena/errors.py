@@ -44,6 +44,15 @@ def lock_limit() -> str:
     return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
 
 
+def is_lock_denied(error: int) -> bool:
+    """Whether a lock was refused with ERROR for another reason than the limit: the kernel itself
+    says EPERM only of a limit of 0."""
+    import resource
+
+    has_limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != 0
+    return error == _errno.ENOSYS or (error == _errno.EPERM and has_limit)
+
+
 _RAISE_LOCK_LIMIT = (
     "Raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK= of a systemd unit, docker run --ulimit "
     "memlock=)"
@@ -67,6 +76,17 @@ def unavailable(error: int, kind: int) -> ArenaUnavailable:
             f"{name} needs memfd_secret(2), which this kernel does not offer to this process",
             "Boot with secretmem.enable=1 (before Linux 6.5), allow memfd_secret in the seccomp "
             "filter, or use HEAP_SECURE",
+        )
+    if error == _errno.EPERM and _may_lock(0, 0):
+        calls, checks = "mlock2", "receipt"
+        if kind & 8:
+            calls, checks = "mlock2 and memfd_secret", "receipt memfd-secret"
+        return ArenaUnavailable(
+            f"locked memory for {name} is refused, though the lock limit ({lock_limit()}) is not "
+            'met, and the lock policy is "require"',
+            f"Allow {calls} in the seccomp filter (SystemCallFilter=@memlock of a systemd unit, "
+            f"docker run --security-opt seccomp=; see malloc-arena doctor {checks}), or use "
+            'lock="prefer"',
         )
     if error in (_errno.EPERM, _errno.EAGAIN):
         return ArenaUnavailable(

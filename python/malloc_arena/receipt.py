@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .errors import kind_name, lock_limit
+from .errors import is_lock_denied, kind_name, lock_limit
 
 # By bit number, as in malloc_arena.h.
 _PROPERTIES = (
@@ -119,6 +119,8 @@ def make_stats(
 
 
 def _reason(name: str, error: int) -> str:
+    if name == "locked" and is_lock_denied(error):
+        return f"{os.strerror(error)}; a filter on system calls (seccomp) denies mlock2"
     if name == "locked" and error in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
         return f"{os.strerror(error)}; RLIMIT_MEMLOCK (ulimit -l) is {lock_limit()}"
     return os.strerror(error) if error else "not given by this kernel"

@@ -148,14 +148,19 @@ warn_unlocked (malloc_arena *arena, int error)
   char limit[24];
   size_t bytes = os_lock_limit ();
   int is_required = arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE;
-  ma_warn ("lock refused: arena \"", arena->name,
-           is_required ? "\" gets no more memory ("
-                       : "\" goes on with memory that can be swapped (",
-           errno_name (error), "; the memlock limit is ",
-           bytes == SIZE_MAX ? "unlimited" : ma_decimal (limit, bytes),
-           bytes == SIZE_MAX ? "" : " bytes", "): raise it with ulimit -l, LimitMEMLOCK= or",
-           " docker --ulimit memlock, or set ",
-           is_required ? "lock=prefer to go on unlocked" : "lock=require to fail instead", NULL);
+  /* The kernel itself says EPERM only of a limit of 0. */
+  int is_denied = error == ENOSYS || (error == EPERM && bytes != 0);
+  ma_warn (
+      "lock refused: arena \"", arena->name,
+      is_required ? "\" gets no more memory (" : "\" goes on with memory that can be swapped (",
+      errno_name (error), "; the memlock limit is ",
+      bytes == SIZE_MAX ? "unlimited" : ma_decimal (limit, bytes),
+      bytes == SIZE_MAX ? "" : " bytes",
+      is_denied
+          ? "): not the limit but a filter on system calls (seccomp) denies mlock2: allow it with"
+            " SystemCallFilter=@memlock or docker --security-opt seccomp=, or set "
+          : "): raise it with ulimit -l, LimitMEMLOCK= or docker --ulimit memlock, or set ",
+      is_required ? "lock=prefer to go on unlocked" : "lock=require to fail instead", NULL);
 }
 
 static int

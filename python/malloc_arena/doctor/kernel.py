@@ -41,7 +41,8 @@ def _cannot_try(target: Target, what: str) -> Finding | None:
     )
 
 
-def _allow(call: str) -> tuple[Fix, ...]:
+def allow(call: str) -> tuple[Fix, ...]:
+    """How a filter on system calls lets CALL through."""
     return (
         Fix(
             "systemd, behind the SystemCallFilter= of the unit that lists what is allowed",
@@ -77,7 +78,7 @@ def memfd_secret(target: Target) -> Finding:
             "fail",
             f"a seccomp filter ends the process ({answer.signal_name})",
             f"{meaning} Here a program that asks for it is killed.",
-            _allow("memfd_secret"),
+            allow("memfd_secret"),
         )
     call, error = answer.value
     if not error:
@@ -101,7 +102,7 @@ def memfd_secret(target: Target) -> Finding:
         fixes = (Fix("the kernel's command line, instead of =0", ("secretmem.enable=1",)),)
     elif Target().is_filtered:
         said = f"a seccomp filter denies memfd_secret: {os.strerror(error)}"
-        fixes = _allow("memfd_secret")
+        fixes = allow("memfd_secret")
     else:
         text = "one with CONFIG_SECRETMEM=y"
         if platform.machine() == "aarch64":
@@ -124,7 +125,7 @@ def guards(target: Target) -> Finding:
             "fail",
             f"a seccomp filter ends the process at madvise ({answer.signal_name})",
             f"{meaning} The library calls madvise: here it is killed.",
-            _allow("madvise"),
+            allow("madvise"),
         )
     works, error = answer.value
     if works:

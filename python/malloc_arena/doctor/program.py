@@ -10,6 +10,7 @@ import sysconfig
 from .. import elf
 from . import probe
 from .finding import Finding, Fix
+from .kernel import allow
 from .memory import size
 from .ownership import OURS
 from .target import Mapped, Target
@@ -122,6 +123,8 @@ def receipt(target: Target) -> Finding:
         yes = ", ".join(line[7:] for line in given["text"].splitlines()[1:])
         return Finding("ok", yes, meaning, details=details)
     found = "; ".join(f"not {name.replace('_', ' ')}: {why}" for name, why in reasons.items())
+    if "mlock2" in reasons.get("locked", ""):
+        return Finding("fail", found, meaning, allow("mlock2"), details)
     see = "memlock ipc-lock" if "locked" in reasons else "kernel guards"
     return Finding("fail", found, meaning, (Fix("see", (f"malloc-arena doctor {see}",)),), details)
 

@@ -464,9 +464,19 @@ def test_memfd_secret_under_the_lock_limit() -> None:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number is x86-64's")
 def test_a_filter_that_kills_what_the_library_needs() -> None:
-    sys_mlock2, sys_madvise = 325, 28
+    sys_mlock, sys_mlock2, sys_madvise = 149, 325, 28
     found = look("receipt", setup=denies(sys_mlock2, SECCOMP_KILL_PROCESS))["receipt"]
     assert (found["result"], "SIGSYS" in found["found"]) == ("fail", True)
+    for error in EPERM, ENOSYS:
+
+        def denied(error: int = error) -> None:
+            denies(sys_mlock2, SECCOMP_ERRNO | error)()
+            denies(sys_mlock, SECCOMP_ERRNO | error)()
+
+        found = look("receipt", setup=denied)["receipt"]
+        assert (found["result"], "seccomp" in found["found"]) == ("fail", True)
+        assert "RLIMIT_MEMLOCK" not in found["found"]
+        assert "SystemCallFilter=mlock2" in fix(found, "systemd")
     found = look("guards", setup=denies(sys_madvise, SECCOMP_ERRNO | EPERM))["guards"]
     assert (found["result"], "seccomp" in found["found"]) == ("ok", True)
 
