@@ -868,6 +868,7 @@ ma_arena_new (const struct malloc_arena_options *options, enum ma_use use)
       errno = error;
       return NULL;
     }
+  arena->is_made = 1;
   local->peak = 0;
   atomic_store (&arena->large_peak, 0);
   return arena;

@@ -198,6 +198,9 @@ ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state)
       ma_heap_refused (arena, MALLOC_ARENA_SECRETMEM, refused);
       if (arena->lock_policy == MALLOC_ARENA_LOCK_REQUIRE)
         return EPERM;
+      /* The arena is not to be then (ENOTSUP). */
+      if (refused == ENOSYS && !arena->is_made)
+        return refused;
       warn_unsecret (arena, refused);
     }
   return open_ordinary (arena, p, size, state);

@@ -48,6 +48,7 @@ struct malloc_arena
   int is_tagged;
   int is_wiped; /* free blocks are zero */
   int is_verified;
+  int is_made; /* it had its first block: whoever asked for it has it */
   enum ma_use use;
   size_t limit;
   _Atomic size_t reserve; /* bytes of it for who was refused more; 0 while there are no objects */

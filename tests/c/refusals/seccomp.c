@@ -69,6 +69,18 @@ one (const struct refusal *r, int error, unsigned kind, bool is_late)
     }
 }
 
+/* Where there is no secret memory there is no such arena, and so nothing that goes on in another way. */
+static void
+no_secret_memory (void *unused)
+{
+  (void)unused;
+  options.kind = HEAP_SECURE | HEAP_SECRETMEM;
+  refuse (SCMP_SYS (memfd_secret), -1, ENOSYS);
+  errno = 0;
+  CHECK (malloc_arena_new (&options) == NULL);
+  CHECK_EQUAL (errno, ENOTSUP);
+}
+
 int
 main (int argc, char **argv)
 {
@@ -104,5 +116,8 @@ main (int argc, char **argv)
                    way >= 2 ? "isolated" : "secure", refusals[i].name, way % 2 ? "late " : "",
                    strerror (errors[e]), outcome.exit_code, outcome.signal, outcome.text);
         }
+  struct check_outcome outcome = check_child_text (no_secret_memory, NULL);
+  if (outcome.exit_code != 0 || outcome.text[0] != '\0')
+    CHECK_FAIL ("no secret memory: exit %d, said: %s", outcome.exit_code, outcome.text);
   return wrong != 0;
 }
