@@ -3,6 +3,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, overload
 
 from .arena import Arena as _Arena
+from .receipt import Receipt
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -104,6 +105,8 @@ class SecretBuffer:
     def address(self) -> int | None: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def receipt(self) -> Receipt | None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(

@@ -96,7 +96,8 @@ class Arena(_core.Arena):
         _core._outside(_sweep)
 
     def buffer(self, size: int) -> _core.SecretBuffer:
-        """Zeroed bytes of this arena's kind, wiped at close()."""
+        """Zeroed bytes of this arena's kind, wiped at close(). Those of get() lie beside it, in C's
+        arena of the kind, which a forked child finds wiped, and have a receipt of their own."""
         return _core.SecretBuffer(size, self)
 
     @property

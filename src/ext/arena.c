@@ -285,14 +285,11 @@ arena_owns (PyObject *self, PyObject *address)
                           && malloc_arena_of (p) == arena->handle);
 }
 
-static PyObject *
-arena_read_receipt (PyObject *self, PyObject *Py_UNUSED (ignored))
+PyObject *
+core_receipt (malloc_arena *handle)
 {
-  struct arena_object *arena = (struct arena_object *)self;
-  if (arena_check_open (arena) == -1)
-    return NULL;
   struct malloc_arena_receipt receipt = { .size = sizeof receipt };
-  malloc_arena_receipt (arena->handle, &receipt);
+  malloc_arena_receipt (handle, &receipt);
   PyObject *reasons = PyTuple_New (MALLOC_ARENA_PROPERTIES);
   for (int i = 0; reasons != NULL && i < MALLOC_ARENA_PROPERTIES; i++)
     {
@@ -306,6 +303,13 @@ arena_read_receipt (PyObject *self, PyObject *Py_UNUSED (ignored))
              ? NULL
              : Py_BuildValue ("IINnn", receipt.requested, receipt.obtained, reasons,
                               (Py_ssize_t)receipt.mapped_bytes, (Py_ssize_t)receipt.locked_bytes);
+}
+
+static PyObject *
+arena_read_receipt (PyObject *self, PyObject *Py_UNUSED (ignored))
+{
+  struct arena_object *arena = (struct arena_object *)self;
+  return arena_check_open (arena) == -1 ? NULL : core_receipt (arena->handle);
 }
 
 static PyObject *

@@ -433,6 +433,29 @@ buffer_get_closed (PyObject *self, void *Py_UNUSED (closure))
   return PyBool_FromLong (((struct buffer_object *)self)->data == NULL);
 }
 
+static PyObject *
+buffer_get_receipt (PyObject *self, void *Py_UNUSED (closure))
+{
+  char *data = ((struct buffer_object *)self)->data;
+  if (data == NULL)
+    Py_RETURN_NONE;
+  malloc_arena *handle = malloc_arena_of (data);
+  malloc_arena_enter (NULL);
+  PyObject *module = PyImport_ImportModule ("malloc_arena.receipt");
+  PyObject *make = module != NULL ? PyObject_GetAttrString (module, "make_receipt") : NULL;
+  PyObject *kind = make != NULL ? Py_BuildValue ("(I)", ma_kind_of (handle)) : NULL;
+  PyObject *given = kind != NULL ? core_receipt (handle) : NULL;
+  PyObject *arguments = given != NULL ? PySequence_Concat (kind, given) : NULL;
+  PyObject *receipt = arguments != NULL ? PyObject_CallObject (make, arguments) : NULL;
+  Py_XDECREF (arguments);
+  Py_XDECREF (given);
+  Py_XDECREF (kind);
+  Py_XDECREF (make);
+  Py_XDECREF (module);
+  malloc_arena_leave (NULL);
+  return receipt;
+}
+
 static PyMethodDef buffer_methods[] = {
   { "close", buffer_close, METH_NOARGS,
     PyDoc_STR ("close()\n--\n\nWipes the bytes. BufferError while views of them are in use.") },
@@ -450,6 +473,11 @@ static PyGetSetDef buffer_getset[] = {
     PyDoc_STR ("Where the bytes are, for Arena.owns() and foreign functions; None when closed."),
     NULL },
   { "closed", buffer_get_closed, NULL, PyDoc_STR ("Whether the bytes are gone."), NULL },
+  { "receipt", buffer_get_receipt, NULL,
+    PyDoc_STR (
+        "What protection was really obtained, of all memory of the arena that it lies in; None "
+        "when closed."),
+    NULL },
   { NULL, NULL, NULL, NULL, NULL },
 };
 

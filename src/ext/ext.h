@@ -118,6 +118,9 @@ PyObject *core_unavailable (int error, unsigned kind);
  * message; NULL with an exception. */
 PyObject *core_exhausted (malloc_arena *handle, size_t requested, int in_scope);
 
+/* What malloc_arena.receipt.make_receipt takes after the kind, of an arena; NULL with an exception. */
+PyObject *core_receipt (malloc_arena *handle);
+
 /* Installs the hooks if they are not. 0, or -1 with an exception. */
 int pyhooks_install (void);
 /* Whether an allocation of each domain arrives in the arena that is active now. */

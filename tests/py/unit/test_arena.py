@@ -28,6 +28,7 @@ from malloc_arena import (
     Arena,
     ArenaError,
     ArenaUnavailable,
+    SecretBuffer,
     _core,
 )
 
@@ -250,6 +251,30 @@ os.execv(sys.executable, [sys.executable, "-c", {script!r}])
     return subprocess.run(
         [sys.executable, "-c", limited], capture_output=True, text=True, check=False
     )
+
+
+def test_buffers_have_the_receipt_of_where_they_lie(own: Arena) -> None:
+    """Those of get(...) lie in C's arena of the kind, of which Python's has no account."""
+    with own.buffer(100) as key:
+        assert key.receipt == own.receipt
+    assert key.receipt is None
+    with own, SecretBuffer(100) as key:
+        receipt = key.receipt
+        assert receipt is not None
+        assert not own.owns(id(receipt))
+        assert (receipt.kind, receipt.fork) == (HEAP_SECURE, "wipe")
+    done = _run_limited(
+        """
+import malloc_arena
+from malloc_arena import *
+vault = malloc_arena.get(HEAP_SECURE)
+large = vault.buffer(9 << 20)
+assert vault.receipt.locked and not large.receipt.locked, large.receipt
+assert large.receipt.mapped_bytes >= 9 << 20
+""",
+        8 << 20,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_lock_limit_met_by_others_is_said() -> None:
