@@ -53,6 +53,8 @@ def is_lock_denied(error: int) -> bool:
     return error == _errno.ENOSYS or (error == _errno.EPERM and has_limit)
 
 
+INITIAL_USER_NAMESPACE = "user:[4026531837]"  # PROC_USER_INIT_INO of the kernel
+
 _RAISE_LOCK_LIMIT = (
     "Raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK= of a systemd unit, docker run --ulimit "
     "memlock=)"
@@ -219,6 +221,7 @@ def _mappings() -> tuple[int, int]:
 def _may_lock(locked: int, requested: int) -> bool:
     """Whether the kernel would have locked so much more, or a large heap's worth. LOCKED is what
     is locked at least: the limit is the whole process's."""
+    import os
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
@@ -227,7 +230,10 @@ def _may_lock(locked: int, requested: int) -> bool:
         with open("/proc/self/status", "rb") as status:  # noqa: PTH123
             fields = dict(line.split(b":", 1) for line in status if b":" in line)
         locked = max(locked, int(fields[b"VmLck"].split()[0]) << 10)
-        may_exceed = bool(int(fields[b"CapEff"], 16) >> 14 & 1)  # CAP_IPC_LOCK
+        # CAP_IPC_LOCK, which counts in the machine's own user namespace only.
+        may_exceed = bool(int(fields[b"CapEff"], 16) >> 14 & 1) and (
+            os.readlink("/proc/self/ns/user") == INITIAL_USER_NAMESPACE  # noqa: PTH115
+        )
     except (OSError, KeyError):
         pass
     is_within = locked + max(requested, 1 << 20) < limit

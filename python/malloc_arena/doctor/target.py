@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import INITIAL_USER_NAMESPACE
+
 CAP_IPC_LOCK = 14
 CAP_SYS_PTRACE = 19
 
-_INITIAL_USER_NAMESPACE = "user:[4026531837]"  # PROC_USER_INIT_INO of the kernel
 _AT_NULL = 0
 _DELETED = " (deleted)"  # the kernel's mark
 
@@ -86,7 +87,7 @@ class Target:
     def is_in_user_namespace(self) -> bool:
         """Whether its capabilities are those of a user namespace (a rootless container), which
         count for less."""
-        return str(self.proc("ns/user").readlink()) != _INITIAL_USER_NAMESPACE
+        return str(self.proc("ns/user").readlink()) != INITIAL_USER_NAMESPACE
 
     def limit(self, name: str) -> Limit:
         """By its name in /proc/PID/limits, as "Max locked memory"."""

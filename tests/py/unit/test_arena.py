@@ -307,6 +307,30 @@ assert "RLIMIT_MEMLOCK" not in said and "memory limit of the container" in said,
     assert done.returncode == 0, done.stderr
 
 
+def test_lock_limit_of_a_user_namespace_is_said() -> None:
+    """Root of a rootless container has CAP_IPC_LOCK, and may lock no more for it."""
+    done = _run_limited(
+        """
+import ctypes
+from malloc_arena import *
+if ctypes.CDLL(None).unshare(0x10000000) != 0:  # CLONE_NEWUSER
+    print("refused")
+    raise SystemExit
+strict = Arena(HEAP_SECURE, name="strict", lock="require")
+try:
+    strict.buffer(10 << 20)
+except MemoryError as error:
+    assert "RLIMIT_MEMLOCK is 8388608 bytes" in str(error), error
+else:
+    raise AssertionError("locked")
+""",
+        8 << 20,
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout:
+        pytest.skip("no user namespace can be made here")
+
+
 def test_stats(own: Arena) -> None:
     assert own.stats() == malloc_arena.receipt.Stats(0, 0, 0, 0, *own._receipt()[3:])
     with own:
