@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shutil
 import stat
@@ -33,7 +34,8 @@ class Run:
     front. With --sweep, Python's scopes also empty the interpreter's caches when
     they end, which takes as long as a full collection. A program into which
     nothing can be preloaded, static or with more rights than its caller, is
-    named on standard error, and started.
+    named on standard error, and started; so is another malloc that LD_PRELOAD
+    names, as the library behind it gets nothing from C libraries.
     """
 
     name = "run"
@@ -59,8 +61,9 @@ class Run:
             return _refuse(
                 f"{path} is missing: install the package again (pip install -e leaves it out)", 3
             )
+        existing = os.environ.get("LD_PRELOAD", "")
         environment = os.environ | {
-            "LD_PRELOAD": preload(os.environ.get("LD_PRELOAD", ""), path),
+            "LD_PRELOAD": preload(existing, path),
             # In front, so that what the caller says counts.
             "MALLOC_ARENA_OPTIONS": f"inherit=on,{os.environ.get('MALLOC_ARENA_OPTIONS', '')}",
         }
@@ -69,12 +72,43 @@ class Run:
         reason = _unreached(command[0])
         if reason:
             _say(f"{command[0]}: {reason}, so that nothing of it will be in an arena")
+        elif other := _in_front(existing):
+            _say(
+                f"the malloc of {other}, which LD_PRELOAD names, is in front, so that nothing that "
+                f"C libraries allocate will be in an arena: LD_PRELOAD='{path} {existing}' has both"
+            )
         try:
             os.execvpe(command[0], command, environment)
         except (FileNotFoundError, ValueError):  # ValueError: an empty name
             return _refuse(f"{command[0]}: not found", 127)
         except OSError as error:
             return _refuse(f"{command[0]}: {error.strerror}", 126)
+
+
+class _Symbol(ctypes.Structure):
+    """The Dl_info of dladdr(3)."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _in_front(existing: str) -> str:
+    """Of the libraries EXISTING that are preloaded into this process, and so into the program, the
+    one whose malloc the loader took; empty if that is none of them, or the arena library."""
+    names = existing.replace(":", " ").split()
+    if not names:
+        return ""
+    program = ctypes.CDLL(None)
+    found = _Symbol()
+    program.dladdr(ctypes.cast(program.malloc, ctypes.c_void_p), ctypes.byref(found))
+    owner = Path(os.fsdecode(found.file or b"")).name
+    if owner == library().name:
+        return ""
+    return next((name for name in names if Path(name).name == owner), "")
 
 
 def _unreached(program: str) -> str:

@@ -527,6 +527,21 @@ def test_a_foreign_malloc_preloaded(cc: Callable[..., Path]) -> None:
     assert fixed["result"] == "ok"
 
 
+def test_run_names_a_foreign_malloc_in_front(cc: Callable[..., Path]) -> None:
+    foreign, other = cc("libforeign.so", HEAP + REST), cc("libother.so", "int other = 1;")
+    command = [sys.executable, "-m", "malloc_arena", "run", "--", "true"]
+
+    def said(preloaded: str) -> str:
+        environment = os.environ | {"LD_PRELOAD": preloaded}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stderr
+
+    line = said(f"{other}:{foreign}")
+    assert f"run: the malloc of {foreign}, which LD_PRELOAD names, is in front" in line
+    assert f"LD_PRELOAD='{library()} {other}:{foreign}' has both" in line
+    assert said(f"{library()} {foreign}") == said(str(other)) == ""
+
+
 def test_what_malloc_arena_says_of_a_foreign_malloc(cc: Callable[..., Path]) -> None:
     """The defect that the doctor names is one, and its fix is one: the library agrees."""
     foreign = cc("libforeign.so", HEAP + REST)
