@@ -187,11 +187,20 @@ def exhausted(
         )
     if not is_strict or _may_lock(locked, requested):
         return (
-            f"{reason}. Raise RLIMIT_AS (ulimit -v) or the memory limit of the container, "
+            f"{reason}. Raise {_limits()} or the memory limit of the container, "
             f"{or_less}. A single block of more than {region} bytes needs more address space: "
             f"{_raise_region(region)}"
         )
     return f'{reason}; RLIMIT_MEMLOCK is {lock_limit()}. {_RAISE_LOCK_LIMIT}, or use lock="prefer"'
+
+
+def _limits() -> str:
+    """The limits of this process that may have been met."""
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY:
+        return "RLIMIT_AS (ulimit -v), RLIMIT_DATA (ulimit -d)"
+    return "RLIMIT_AS (ulimit -v)"
 
 
 def _raise_region(least: int) -> str:

@@ -300,7 +300,7 @@ kept = loose.buffer(6 << 20)
 assert not loose.receipt.locked
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 20, 1 << 20))
 said = message(loose, 64 << 20)
-assert "RLIMIT_MEMLOCK" not in said and "memory limit of the container" in said, said
+assert "RLIMIT_MEMLOCK" not in said and "RLIMIT_DATA (ulimit -d)" in said, said
 """,
         8 << 20,
     )
