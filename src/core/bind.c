@@ -35,6 +35,12 @@ dynamic_pointer (const struct dl_phdr_info *object, ElfW (Addr) value)
   return (const void *)(value < object->dlpi_addr ? value + object->dlpi_addr : value);
 }
 
+static int
+is_definition (const struct search *search, const ElfW (Sym) *symbol, const char *strings)
+{
+  return symbol->st_shndx != SHN_UNDEF && strcmp (strings + symbol->st_name, search->name) == 0;
+}
+
 static const ElfW (Sym) *
 lookup (const struct search *search, const uint32_t *table, const ElfW (Sym) *symbols,
         const char *strings)
@@ -52,12 +58,24 @@ lookup (const struct search *search, const uint32_t *table, const ElfW (Sym) *sy
   for (;; i++)
     {
       uint32_t hash = chain[i - first];
-      if ((hash | 1) == (search->hash | 1) && symbols[i].st_shndx != SHN_UNDEF
-          && strcmp (strings + symbols[i].st_name, search->name) == 0)
+      if ((hash | 1) == (search->hash | 1) && is_definition (search, &symbols[i], strings))
         return &symbols[i];
       if (hash & 1)
         return NULL;
     }
+}
+
+/* In the older table (--hash-style=sysv), of which only the number of symbols is needed: they are compared one by
+ * one. */
+static const ElfW (Sym) *
+lookup_each (const struct search *search, const uint32_t *table, const ElfW (Sym) *symbols,
+             const char *strings)
+{
+  uint32_t count = table[1];
+  for (uint32_t i = 1; i < count; i++)
+    if (is_definition (search, &symbols[i], strings))
+      return &symbols[i];
+  return NULL;
 }
 
 static int
@@ -69,19 +87,22 @@ search_object (struct dl_phdr_info *object, size_t size, void *data)
   for (unsigned i = 0; i < object->dlpi_phnum; i++)
     if (object->dlpi_phdr[i].p_type == PT_DYNAMIC)
       entry = (const void *)(object->dlpi_addr + object->dlpi_phdr[i].p_vaddr);
-  const uint32_t *table = NULL;
+  const uint32_t *table = NULL, *older = NULL;
   const ElfW (Sym) *symbols = NULL;
   const char *strings = NULL;
   for (; entry && entry->d_tag != DT_NULL; entry++)
     if (entry->d_tag == DT_GNU_HASH)
       table = dynamic_pointer (object, entry->d_un.d_ptr);
+    else if (entry->d_tag == DT_HASH)
+      older = dynamic_pointer (object, entry->d_un.d_ptr);
     else if (entry->d_tag == DT_SYMTAB)
       symbols = dynamic_pointer (object, entry->d_un.d_ptr);
     else if (entry->d_tag == DT_STRTAB)
       strings = dynamic_pointer (object, entry->d_un.d_ptr);
-  if (!table || !symbols || !strings)
+  if (!(table || older) || !symbols || !strings)
     return 0;
-  const ElfW (Sym) *symbol = lookup (search, table, symbols, strings);
+  const ElfW (Sym) *symbol = table ? lookup (search, table, symbols, strings)
+                                   : lookup_each (search, older, symbols, strings);
   if (symbol)
     search->found = (void *)(object->dlpi_addr + symbol->st_value);
   return symbol != NULL;
