@@ -204,6 +204,18 @@ def test_the_prefix_has_the_library_the_header_the_pc_and_the_pages_alone(prefix
     ]
 
 
+@pytest.mark.parametrize("includedir", ["include/arenas", "/elsewhere/include"])
+def test_the_pc_names_the_directory_that_the_header_goes_to(
+    includedir: str, tmp_path: Path
+) -> None:
+    build = tmp_path / "build"
+    meson("setup", build, "--prefix=/opt/arenas", f"--includedir={includedir}", "-Dpython=false")
+    env = {**os.environ, "PKG_CONFIG_PATH": str(build / "src" / "core")}
+    query = [need("pkg-config"), "--define-variable=prefix=/opt/arenas", "malloc_arena"]
+    named = run([*query, "--variable=includedir"], env=env).strip()
+    assert named == str(Path("/opt/arenas") / includedir)
+
+
 def test_the_package_has_every_source_file(package: Path) -> None:
     def files(top: Path) -> set[str]:
         return {
