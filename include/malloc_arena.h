@@ -14,6 +14,8 @@
  * and between fork and exec in a single-threaded child, and is not async-signal-safe (as malloc
  * is not). Sizes are in bytes. Misuse is one line on standard error, "malloc_arena: CRIME: ...",
  * and abort().
+ *
+ * It is C11 or C++11, or newer; C99 with the compiler's _Generic.
  */
 #ifndef MALLOC_ARENA_H
 #define MALLOC_ARENA_H
@@ -91,6 +93,14 @@ int malloc_arena_delete (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 /* Makes ARENA the active arena of the calling thread: every malloc-family call of this thread
  * allocates there until the matching malloc_arena_leave. Nests. NULL: the ordinary malloc. A leave
  * that does not match the last enter of this thread aborts.
+ *
+ * What the C library allocates for itself meanwhile is in the arena as well, and stays: a FILE, iconv's and NSS's lists
+ * of modules, the list of exit handlers, where it has more than 32. Where such a thing is in use at a fork the arena
+ * should be one of MALLOC_ARENA_FORK_KEEP: else a child's exit loses what was to be written to stdout, or calls no
+ * handlers, and its iconv_open may fault. What the dynamic linker allocates is ordinary memory.
+ *
+ * A block of an arena that is resized stays in its arena, whichever is active; an ordinary block moves into the active
+ * one, and its old place is wiped.
  *
  * Where the process's malloc is not this library's (see malloc_arena () below), calls of it are not in the
  * arena, and nothing is said: a program of which that is not sure binds one call first, which aborts then. */

@@ -2,6 +2,7 @@
  * it inherited too. */
 #include "check.h"
 
+#include <dlfcn.h>
 #include <malloc.h>
 
 struct blocks
@@ -318,6 +319,42 @@ closed_while_queued (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* What the C library keeps for itself in an arena serves the child's exit as well, where it is kept. */
+static void
+exits (void)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .fork = MALLOC_ARENA_FORK_KEEP };
+  malloc_arena *arena = malloc_arena_new (&options);
+  malloc_arena_enter (arena);
+  FILE *file = fopen ("/dev/null", "r");
+  void *loaded = dlopen ("libBrokenLocale.so.1", RTLD_NOW);
+  malloc_arena_leave (arena);
+  CHECK (malloc_arena_of (file) == arena);
+  int ends[2];
+  char text[16] = "";
+  CHECK_EQUAL (pipe (ends), 0);
+  fflush (stdout);
+  pid_t pid = fork ();
+  if (pid == 0)
+    {
+      dup2 (ends[1], STDOUT_FILENO);
+      fputs ("written", stdout);
+      exit (7);
+    }
+  int status;
+  CHECK_EQUAL (waitpid (pid, &status, 0), pid);
+  CHECK (WIFEXITED (status) && WEXITSTATUS (status) == 7);
+  CHECK_EQUAL (read (ends[0], text, sizeof text - 1), 7);
+  CHECK (strcmp (text, "written") == 0);
+  close (ends[0]);
+  close (ends[1]);
+  fclose (file);
+  if (loaded != NULL)
+    dlclose (loaded);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -355,5 +392,6 @@ main (void)
   with_threads (MALLOC_ARENA_FORK_KEEP);
   with_threads (MALLOC_ARENA_FORK_REFUSE);
   closed_while_queued ();
+  exits ();
   return 0;
 }
