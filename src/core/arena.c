@@ -456,6 +456,33 @@ is_unnoted (const malloc_arena *arena)
   return 0;
 }
 
+/* The thread's own view of its frames: nobody else writes them. */
+static inline unsigned
+depth_of (const struct ma_thread *thread)
+{
+  return atomic_load_explicit (&thread->depth, memory_order_relaxed);
+}
+
+static inline malloc_arena *
+arena_of (const struct ma_frame *frame)
+{
+  return atomic_load_explicit (&frame->arena, memory_order_relaxed);
+}
+
+/* There is room for one more. The frame is taken before it is written, and given back before it is cleared: a signal's
+ * handler may enter and leave meanwhile. */
+static inline void
+push (struct ma_thread *thread, malloc_arena *arena, struct ma_local *local)
+{
+  unsigned depth = depth_of (thread);
+  struct ma_frame *frame = &thread->frames[depth];
+  atomic_store_explicit (&thread->depth, depth + 1, memory_order_release);
+  atomic_store_explicit (&frame->arena, arena, memory_order_relaxed);
+  frame->before = ma_active;
+  frame->count = 1;
+  ma_active = local;
+}
+
 static __attribute__ ((noinline, cold)) void
 enter_slow (malloc_arena *arena)
 {
@@ -472,13 +499,9 @@ enter_slow (malloc_arena *arena)
   if (thread == NULL || (arena && local == NULL))
     ma_fatal ("out of memory: no room for another thread's part of arena \"", arena->name, "\"",
               NULL);
-  if (thread->depth == MA_DEPTH)
+  if (depth_of (thread) == MA_DEPTH)
     ma_fatal ("unmatched enter: too many arenas are entered and not left", NULL);
-  struct ma_frame *frame = &thread->frames[thread->depth++];
-  frame->arena = arena;
-  frame->before = ma_active;
-  frame->count = 1;
-  ma_active = local;
+  push (thread, arena, local);
 }
 
 void
@@ -493,9 +516,10 @@ ma_arena_enter (malloc_arena *arena)
       return;
     }
   struct ma_local *local = NULL;
-  if (thread->depth != 0 && thread->frames[thread->depth - 1].arena == arena)
+  unsigned depth = depth_of (thread);
+  if (depth != 0 && arena_of (&thread->frames[depth - 1]) == arena)
     {
-      thread->frames[thread->depth - 1].count++;
+      thread->frames[depth - 1].count++;
       return;
     }
   if (arena != NULL && unlikely ((local = thread->locals[arena->index]) == NULL))
@@ -503,34 +527,33 @@ ma_arena_enter (malloc_arena *arena)
       enter_slow (arena);
       return;
     }
-  if (unlikely (thread->depth == MA_DEPTH))
+  if (unlikely (depth == MA_DEPTH))
     {
       enter_slow (arena);
       return;
     }
-  struct ma_frame *frame = &thread->frames[thread->depth++];
-  frame->arena = arena;
-  frame->before = ma_active;
-  frame->count = 1;
-  ma_active = local;
+  push (thread, arena, local);
 }
 
 void
 ma_arena_leave (malloc_arena *arena)
 {
   struct ma_thread *thread = ma_self;
-  if (unlikely (thread == NULL || thread->depth == 0
-                || thread->frames[thread->depth - 1].arena != arena))
+  unsigned depth = thread != NULL ? depth_of (thread) : 0;
+  if (unlikely (depth == 0 || arena_of (&thread->frames[depth - 1]) != arena))
     {
       if (is_unnoted (arena))
         return;
       ma_fatal ("unmatched leave: arena \"", arena ? arena->name : "ordinary", "\"", NULL);
     }
-  struct ma_frame *frame = &thread->frames[thread->depth - 1];
+  struct ma_frame *frame = &thread->frames[depth - 1];
   if (--frame->count != 0)
     return;
-  thread->depth--;
-  ma_active = frame->before;
+  struct ma_local *before = frame->before;
+  atomic_store_explicit (&thread->depth, depth - 1, memory_order_relaxed);
+  ma_active = before;
+  /* Whoever deletes an arena may see the depth of the next enter before its arena: not this one in its place. */
+  atomic_store_explicit (&frame->arena, NULL, memory_order_relaxed);
 }
 
 malloc_arena *
@@ -562,7 +585,7 @@ ma_depth (void)
 {
   struct ma_thread *thread = ma_self;
   size_t depth = 0;
-  for (unsigned i = 0; thread && i < thread->depth; i++)
+  for (unsigned i = 0; thread && i < depth_of (thread); i++)
     depth += thread->frames[i].count;
   return (unsigned)depth;
 }
@@ -878,8 +901,8 @@ static int
 is_entered (const malloc_arena *arena)
 {
   for (struct ma_thread *thread = threads; thread; thread = thread->next)
-    for (unsigned i = 0; i < thread->depth; i++)
-      if (thread->frames[i].arena == arena)
+    for (unsigned i = 0; i < atomic_load (&thread->depth); i++)
+      if (atomic_load (&thread->frames[i].arena) == arena)
         return 1;
   return 0;
 }

@@ -17,7 +17,7 @@ enum
 
 struct ma_frame
 {
-  malloc_arena *arena; /* NULL: the ordinary malloc */
+  _Atomic (malloc_arena *) arena; /* NULL: the ordinary malloc, or no more entered */
   struct ma_local *before;
   size_t count; /* enters of the same arena in a row */
 };
@@ -25,7 +25,8 @@ struct ma_frame
 struct ma_thread
 {
   struct ma_local *locals[MA_ARENAS]; /* by arena index */
-  unsigned depth;
+  _Atomic unsigned
+      depth;   /* and the frames' arenas: written by the thread, read by who deletes one */
   char *stack; /* lowest address, once it is known */
   char *stack_end;
   char *stack_grown;      /* how far down the first stack was used, whatever its limit is by now */

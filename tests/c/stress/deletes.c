@@ -1,5 +1,6 @@
-/* Threads free the last blocks of many arenas while another one asks each of these until it can be deleted. A timer makes
- * the threads sleep wherever they are: also between a block's end and the end of what its free does with the arena. */
+/* Threads free the last blocks of many arenas, and enter and leave, while another one asks each of these until it can be
+ * deleted. A timer makes the threads sleep wherever they are: also between a block's end and the end of what its free
+ * does with the arena. */
 #include "check.h"
 
 #include <signal.h>
@@ -55,7 +56,9 @@ worker (void *data)
           random = random * 1103515245 + 12345;
           for (volatile unsigned wait = random >> 16 & 0xfff; wait > 0; wait--)
             ;
+          malloc_arena_enter (NULL);
           free (mine[i]);
+          malloc_arena_leave (NULL);
         }
       pthread_barrier_wait (&barrier);
     }
