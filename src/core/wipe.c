@@ -1,5 +1,12 @@
 #include "wipe.h"
 
+/* Called from assembly below, which gcc's optimizer of the whole library (-flto) does not read. */
+#if defined(__has_attribute) && __has_attribute(externally_visible)
+#define MA_FROM_ASSEMBLY __attribute__ ((used, externally_visible))
+#else
+#define MA_FROM_ASSEMBLY __attribute__ ((used))
+#endif
+
 #ifdef MA_WIDE
 MA_LONG_WAYS (16, )
 MA_LONG_WAYS (32, MA_TARGET_32)
@@ -17,12 +24,12 @@ static void (*choose_move (void)) (void *, void *, size_t)
   return width == 64 ? move_64 : width == 32 ? move_32 : move_16;
 }
 
-void ma_wipe_back (void *, size_t) __attribute__ ((ifunc ("choose_wipe_back")));
+MA_FROM_ASSEMBLY void ma_wipe_back (void *, size_t) __attribute__ ((ifunc ("choose_wipe_back")));
 void ma_move (void *, void *, size_t) __attribute__ ((ifunc ("choose_move")));
 #else
 MA_LONG_WAYS (16, )
 
-void
+MA_FROM_ASSEMBLY void
 ma_wipe_back (void *p, size_t n)
 {
   wipe_back_16 (p, n);
@@ -45,7 +52,7 @@ ma_wipe (void *p, size_t n)
  * dynamic linker saves those to the stack at the next first call of a function. */
 void ma_clear_registers (void);
 
-__attribute__ ((used, visibility ("hidden"))) void
+MA_FROM_ASSEMBLY __attribute__ ((visibility ("hidden"))) void
 ma_clear_registers (void)
 {
 #if defined(__x86_64__)

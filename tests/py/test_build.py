@@ -320,6 +320,16 @@ def test_the_library_builds_for_aarch64(tmp_path: Path) -> None:
     assert re.search(r"Machine:\s+AArch64", header)
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_library_builds_with_link_time_optimization(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(compiler)
+    monkeypatch.setenv("CC", compiler)
+    meson("setup", tmp_path, "-Dpython=false", "-Dwerror=true", "-Db_lto=true")
+    meson("compile", "-C", tmp_path)
+
+
 @pytest.mark.parametrize("sanitizer", ["address", "thread", "undefined"])
 def test_the_library_builds_with_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     meson("setup", tmp_path, "-Dpython=false", "-Dwerror=true", f"-Db_sanitize={sanitizer}")
