@@ -289,8 +289,8 @@ first_trim (size_t pad)
 #define IS_LOADER()                                                                                \
   ((uintptr_t)__builtin_return_address (0) - ma_sealed.loader < ma_sealed.loader_size)
 
-/* The same at the least cost: callers are seldom where it is, or above. Where malloc is as it is meant to be, nothing
- * has been pushed at the place of the question, but to ask the compiler makes a frame. */
+/* malloc asks at the least cost: callers are seldom where the linker is, or above. To ask for the return address the
+ * compiler would make a frame; without one, and as the library is meant to be built, it is on top of the stack. */
 #if defined(MA_WIDE) && defined(__OPTIMIZE__)
 #define MAY_BE_LOADER()                                                                            \
   ({                                                                                               \
@@ -298,15 +298,17 @@ first_trim (size_t pad)
     __asm__ ("cmpq %1, (%%rsp)" : "=@ccae"(is_above) : "r"(ma_sealed.loader));                     \
     is_above;                                                                                      \
   })
-#else
-#define MAY_BE_LOADER() ((uintptr_t)__builtin_return_address (0) >= ma_sealed.loader)
-#endif
 
+/* Called in the last place: what this returns to is malloc's caller. */
 MA_COLD static void *
 malloc_from_above (size_t size)
 {
   return IS_LOADER () ? next.routine.malloc (size) : ma_alloc (ma_active, size);
 }
+#else
+#define MAY_BE_LOADER() IS_LOADER ()
+#define malloc_from_above next.routine.malloc
+#endif
 
 /* ---- the family ---- */
 
