@@ -5,14 +5,17 @@
 #include "os.h"
 
 /* For these instructions alone; what the compiler makes stays within the CPU it was told of. They are
- * not the compiler's intrinsics, of which gcc merges two random tags into one. */
-__asm__ (".arch armv8.5-a+memtag");
+ * not the compiler's intrinsics, of which gcc merges two random tags into one. In each, as link-time optimization
+ * parts functions from what stands before them. */
+#define WITH_TAGS ".arch armv8.5-a+memtag\n\t"
 
 unsigned
 ma_tag_choose (unsigned excluded)
 {
   uintptr_t p;
-  __asm__ volatile ("irg %0, %1, %2" : "=r"(p) : "r"((uintptr_t)0), "r"((uintptr_t)excluded));
+  __asm__ volatile (WITH_TAGS "irg %0, %1, %2"
+                    : "=r"(p)
+                    : "r"((uintptr_t)0), "r"((uintptr_t)excluded));
   unsigned tag = (unsigned)(p >> 56);
   if (__builtin_expect (!(excluded >> tag & 1), 1))
     return tag;
@@ -31,21 +34,21 @@ ma_tag_memory (void *p, size_t size)
   char *end = (char *)p + size;
   char *at = p;
   for (; end - at > MA_TAG_GRANULE; at += 2 * MA_TAG_GRANULE)
-    __asm__ volatile ("st2g %0, [%0]" : : "r"(at) : "memory");
+    __asm__ volatile (WITH_TAGS "st2g %0, [%0]" : : "r"(at) : "memory");
   if (at < end)
-    __asm__ volatile ("stg %0, [%0]" : : "r"(at) : "memory");
+    __asm__ volatile (WITH_TAGS "stg %0, [%0]" : : "r"(at) : "memory");
 }
 
 void
 ma_tag_unchecked (void)
 {
-  __asm__ volatile ("msr tco, #1" : : : "memory");
+  __asm__ volatile (WITH_TAGS "msr tco, #1" : : : "memory");
 }
 
 void
 ma_tag_checked (void)
 {
-  __asm__ volatile ("msr tco, #0" : : : "memory");
+  __asm__ volatile (WITH_TAGS "msr tco, #0" : : : "memory");
 }
 
 #else

@@ -310,11 +310,13 @@ def test_another_processor_is_refused_with_a_reason(tmp_path: Path) -> None:
     )
 
 
-def test_the_library_builds_for_aarch64(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lto", ["false", "true"])
+def test_the_library_builds_for_aarch64(lto: str, tmp_path: Path) -> None:
     need("aarch64-linux-gnu-gcc")
     need("qemu-aarch64-static")
     cross = ROOT / "cross" / "aarch64-linux-gnu.ini"
-    meson("setup", tmp_path, f"--cross-file={cross}", "-Dpython=false", "-Dwerror=true")
+    options = ["-Dpython=false", "-Dwerror=true", f"-Db_lto={lto}"]
+    meson("setup", tmp_path, f"--cross-file={cross}", *options)
     meson("compile", "-C", tmp_path)
     header = run([need("readelf"), "-h", tmp_path / "src" / "core" / "libmalloc_arena.so"])
     assert re.search(r"Machine:\s+AArch64", header)
