@@ -13,6 +13,7 @@ from . import _core
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from .arena import Arena
 
@@ -64,14 +65,14 @@ def _objects() -> Iterator[object]:
 
 
 def _variables() -> Iterator[object]:
-    for top in sys._current_frames().values():
-        frame = top
+    for top in _core._frames():
+        frame: FrameType | None = top
         while frame is not None:
             names = frame.f_locals
             yield from list(names.values())
             if frame.f_code.co_flags & CO_OPTIMIZED and isinstance(names, dict):
                 names.clear()  # a copy, that would keep alive what the function lets go
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
 
 
 def _escape(one: object) -> Escape:

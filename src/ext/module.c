@@ -124,6 +124,26 @@ core_walk (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
   return result;
 }
 
+/* What runs in each thread of this interpreter. sys._current_frames() makes frame objects of other
+ * interpreters' code as well, in this one's memory, where from 3.12 on each has its own. */
+static PyObject *
+core_frames (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
+{
+  PyObject *frames = PyList_New (0);
+  int collects = PyGC_Disable (); /* a finalizer would let a thread go that is looked at */
+  for (PyThreadState *thread = PyInterpreterState_ThreadHead (PyInterpreterState_Get ());
+       frames != NULL && thread != NULL; thread = PyThreadState_Next (thread))
+    {
+      PyObject *frame = (PyObject *)PyThreadState_GetFrame (thread);
+      if (frame != NULL && PyList_Append (frames, frame) == -1)
+        Py_CLEAR (frames);
+      Py_XDECREF (frame);
+    }
+  if (collects)
+    PyGC_Enable ();
+  return frames;
+}
+
 static int
 core_exec (PyObject *module)
 {
@@ -206,6 +226,7 @@ static PyMethodDef core_methods[] = {
   { "_equal", (PyCFunction)(void (*) (void))buffer_equal, METH_FASTCALL, NULL },
   { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
   { "_walk", core_walk, METH_NOARGS, NULL },
+  { "_frames", core_frames, METH_NOARGS, NULL },
   { "_numpy_handler", pyhooks_numpy_handler, METH_O, NULL },
   { "_hook_numpy", pyhooks_hook_numpy, METH_O, NULL },
   { NULL, NULL, 0, NULL },

@@ -180,3 +180,36 @@ def test_close_names_what_is_alive() -> None:
         arena.close()
     del kept
     arena.close()
+
+
+def test_a_subinterpreter_leaves_the_frames_of_others_alone(child: Callable[..., Child]) -> None:
+    """A frame object that it made of another's function would be freed by that one's allocator."""
+    child(
+        """
+import importlib
+for name in ("_interpreters", "_xxsubinterpreters"):
+    try:
+        sub = importlib.import_module(name)
+        break
+    except ImportError:
+        pass
+script = '''
+import sys
+import malloc_arena
+from malloc_arena import _core
+vault = malloc_arena.get(1)
+with vault:
+    kept = b"".join([b"a"] * 1000)
+assert id(kept) in [escape.address for escape in vault.escapes()]
+assert _core._frames() == [sys._getframe()], _core._frames()
+'''
+
+def main():
+    interpreter = sub.create()
+    failed = sub.run_string(interpreter, script)
+    assert failed is None, failed
+    sub.destroy(interpreter)
+
+main()
+"""
+    ).ends()
