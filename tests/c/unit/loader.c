@@ -123,7 +123,7 @@ main (int argc, char **argv)
       CHECK_EQUAL (malloc_arena_delete (arena), 0);
     }
   /* Once more with the linker below all others, where it is with `ulimit -s unlimited`. */
-  if (personality (ADDR_COMPAT_LAYOUT) == 0)
+  if (!CHECK_SANITIZED && personality (ADDR_COMPAT_LAYOUT) == 0)
     execv ("/proc/self/exe", argv);
   return 0;
 }
