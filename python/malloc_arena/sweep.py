@@ -6,6 +6,7 @@ be told apart by where it lies.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 
@@ -56,6 +57,9 @@ def _sweep() -> None:
     gc.collect()  # first, as finalizers may fill what is emptied below
     _patterns_and_urls()
     _dates(is_ours)
+    _paths_in_trees()
+    _encodings(is_ours)
+    _processes(is_ours)
     _lru_caches(is_ours)
     _sources(is_ours)
     _warnings(is_ours)
@@ -87,6 +91,29 @@ def _dates(is_ours: Any) -> None:
     for form, pattern in list(cache.items()):
         if is_ours(form) or is_ours(pattern):
             cache.pop(form, None)
+
+
+def _paths_in_trees() -> None:
+    """What find() and its like of xml.etree were asked for, [@token='...'] too."""
+    getattr(sys.modules.get("xml.etree.ElementPath"), "_cache", {}).clear()
+
+
+def _encodings(is_ours: Any) -> None:
+    """The names that an encoding was looked for by, those that are none too."""
+    cache = getattr(sys.modules.get("encodings"), "_cache", {})
+    for name in list(cache):
+        if is_ours(name):
+            cache.pop(name, None)
+
+
+def _processes(is_ours: Any) -> None:
+    """The arguments of processes that the program has dropped while they ran. subprocess keeps
+    these, to wait for them when the next is started."""
+    for process in list(getattr(sys.modules.get("subprocess"), "_active", None) or ()):
+        arguments = process.args
+        each = arguments if isinstance(arguments, (list, tuple)) else (arguments,)
+        if any(map(is_ours, each)):
+            process.args = ()
 
 
 def _lru_caches(is_ours: Any) -> None:
@@ -153,7 +180,7 @@ class _Index:
 def _numpy() -> None:
     """What numpy keeps for the next arrays and ufuncs: memory for shapes, up to 7 blocks of 2
     numbers, of 3, and so on to 15, and 5 for loops. They hold no secret, but an arena open. New
-    ones outside take their place."""
+    ones outside take their place. And the digits of the last number that it made a text of."""
     numpy = sys.modules.get("numpy")
     empty, ufunc = getattr(numpy, "empty", None), getattr(numpy, "frompyfunc", None)
     if empty is None or ufunc is None:
@@ -163,6 +190,12 @@ def _numpy() -> None:
     # By an argument, as a function that knows itself would be garbage in a cycle.
     loop = ufunc(lambda loop, depth: loop(loop, depth - 1) if depth else 0, 2, 1)
     loop(loop, 11)
+    # The digits of the last number that was printed, in 16 KiB of this thread's, and the integers
+    # that they were made of: the largest number takes their place.
+    digits = getattr(numpy, "format_float_positional", None)
+    if digits is not None:
+        with contextlib.suppress(RuntimeError):  # a numpy with less room
+            digits(sys.float_info.max, unique=False, precision=16_000)
 
 
 def _displayed(is_ours: Any) -> None:

@@ -122,6 +122,29 @@ own.close()
     ).ends()
 
 
+def test_sweep_reaches_the_digits_of_the_last_number(child: Callable[..., Child]) -> None:
+    """numpy writes a number's text into memory of the thread."""
+    process = child(
+        """
+import numpy as np
+vault = get(HEAP_SECURE)
+def work(): assert str(np.array([int("86420975318") / 70007]))
+np.set_printoptions(precision=17)
+vault.call(work)
+show()
+vault.sweep()
+show()
+"""
+    )
+    digits = repr(86420975318 / 70007).encode()
+    process.shown()
+    assert process.copies(digits[2:]), "it would be kept"
+    process.go_on()
+    process.shown()
+    assert not process.copies(digits[2:])
+    process.ends()
+
+
 @pytest.mark.parametrize(
     "work",
     [

@@ -39,11 +39,20 @@ KEEPERS = {
     "warning": "import warnings; warnings.simplefilter('default'); warnings.warn(text())",
     "displayed": "sys.displayhook(text())",
     "source": "import linecache; linecache.updatecache(path())",
+    "path in a tree": "from xml.etree import ElementTree as E; E.XML('<a/>').find(path_to(text()))",
+    "encoding": "unknown(make().hex())",
+    "process that was dropped": "Popen(['cat', '-', text()], stdin=pipe[0], stderr=-3)",
 }
 SETUP = (
     MAKE
     + """
 import functools, re, urllib.parse, fnmatch, linecache, warnings, tempfile
+from subprocess import Popen
+pipe = os.pipe()
+def path_to(value): return f"b[@c='{value}']"
+def unknown(name):
+    try: "x".encode(name)
+    except LookupError: pass
 @functools.lru_cache
 def cached(*args, **kwargs): return len(args)
 @functools.cache
