@@ -11,10 +11,13 @@ import gc
 import sys
 
 from . import _core
+from .errors import ArenaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .arena import Arena
 
 _VALUES = (str, bytes, bytearray, int, float, complex)
 
@@ -22,8 +25,23 @@ _VALUES = (str, bytes, bytearray, int, float, complex)
 _set_aside: list[Any] = []
 
 
+def collect_in(arena: Arena) -> None:
+    """Collects the garbage with the arena active, as its finalizers may copy what they refer to.
+    It is nearly all of the time that a sweep takes."""
+    try:
+        # One without secrets may be full, and its garbage needs no care.
+        (_core._outside if arena.kind == _core.HEAP_DEFAULT else arena.call)(collect)
+    except (MemoryError, ArenaError):  # there is no room, or it is closed
+        _core._outside(collect)
+
+
+def collect() -> None:
+    _last_error()
+    gc.collect()
+
+
 def sweep() -> None:
-    """Everything below; about as long as a full collection takes."""
+    """Everything below. After a collection, as finalizers may fill what is emptied."""
     _core._outside(_sweep)
 
 
@@ -53,8 +71,6 @@ def _sweep() -> None:
     def is_ours(value: object) -> bool:
         return 0 <= id(value) - base < size
 
-    _last_error()
-    gc.collect()  # first, as finalizers may fill what is emptied below
     _patterns_and_urls()
     _dates(is_ours)
     _paths_in_trees()

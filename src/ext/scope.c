@@ -173,6 +173,14 @@ scrub (void)
 static void
 leave (malloc_arena *handle)
 {
+  if (unlikely (sweeps_always) && ma_depth () == 1)
+    {
+      /* Finalizers in the arena, but not in one without secrets, which may be full. */
+      malloc_arena *around = ma_kind_of (handle) != HEAP_DEFAULT ? handle : NULL;
+      malloc_arena_enter (around);
+      sweep ("collect");
+      malloc_arena_leave (around);
+    }
   malloc_arena_leave (handle);
   if (ma_depth () != 0)
     return;

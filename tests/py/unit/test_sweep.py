@@ -324,6 +324,55 @@ found()
     process.ends()
 
 
+@pytest.mark.parametrize("swept", ["with vault.scope(sweep=True)", "always", "vault.sweep()"])
+def test_finalizers_of_garbage_run_in_the_arena(child: Callable[..., Child], swept: str) -> None:
+    """What they make of what they refer to would be left outside."""
+    process = child(
+        MAKE
+        + f"""
+class Node:
+    def __init__(self): self.me, self.text = self, make()
+    def __del__(self): kept.append(vault.owns(id(self.text * 20)))
+kept = []
+vault = get(HEAP_SECURE)
+def work(): Node()
+vault.sweep()
+if {swept!r}.startswith("with"):
+    with vault.scope(sweep=True): work()
+else:
+    with vault: work()
+    vault.sweep()
+assert kept == [True], kept
+show()
+""",
+        **({"MALLOC_ARENA_SWEEP": "1"} if swept == "always" else {}),
+    )
+    process.shown()
+    assert hits(process) == ()
+    process.ends()
+
+
+def test_finalizers_of_a_budget_do_not_run_in_it(child: Callable[..., Child]) -> None:
+    """It has no secrets, and may be full."""
+    child(
+        """
+class Node:
+    def __init__(self): self.me = self
+    def __del__(self): kept.append(budget.owns(id("x" * ord("z"))))
+kept = []
+budget = Arena(HEAP_DEFAULT, name="budget")
+def work(): Node()
+budget.sweep()
+with budget: work()
+budget.sweep()
+assert kept == [False], kept
+with budget.scope(sweep=True): work()
+assert kept == [False, False], kept
+""",
+        MALLOC_ARENA_SWEEP="1",
+    ).ends()
+
+
 def test_an_error_in_the_sweep_is_said_and_not_raised(child: Callable[..., Child]) -> None:
     process = child(
         """
