@@ -40,9 +40,10 @@ KEEPERS = {
     "displayed": "sys.displayhook(text())",
     "source": "import linecache; linecache.updatecache(path())",
     "path in a tree": "from xml.etree import ElementTree as E; E.XML('<a/>').find(path_to(text()))",
-    "encoding": "unknown(make().hex())",
     "process that was dropped": "Popen(['cat', '-', text()], stdin=pipe[0], stderr=-3)",
 }
+if sys.version_info[:2] != (3, 12):  # which interns it for ever
+    KEEPERS["encoding"] = "unknown(make().hex())"
 SETUP = (
     MAKE
     + """
