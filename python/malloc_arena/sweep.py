@@ -84,6 +84,7 @@ def _sweep() -> None:
     getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()
     _numpy()
     clear_free_lists()
+    _core._wipe_freed()  # last: what is emptied above is freed, too
 
 
 def _last_error() -> None:

@@ -258,7 +258,9 @@ def work(function):
     text = "x" * 24 + make().decode() + "x" * 24
     function(text)
 random.Random("warm"); hashlib.sha512(b"warm").digest()
-with vault.scope(sweep=True): work(lambda text: hashlib.sha512(text.encode()).digest())
+with vault: work(lambda text: hashlib.sha512(text.encode()).digest())
+show()
+with vault: work(random.Random)
 show()
 with vault.scope(sweep=True): work(random.Random)
 show()
@@ -269,6 +271,40 @@ show()
     process.go_on()
     process.shown()
     assert bool(hits(process)) == (sys.version_info >= (3, 12))
+    process.go_on()
+    process.shown()
+    assert hits(process) == ()
+    process.ends()
+
+
+@pytest.mark.parametrize("count", [1, 15])
+def test_sweep_wipes_what_c_libraries_have_freed(child: Callable[..., Child], count: int) -> None:
+    """COUNT blocks of sizes from 64 bytes to the largest that glibc keeps for a thread."""
+    process = child(
+        MAKE
+        + f"""
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+vault = get(HEAP_SECURE)
+def work():
+    secret = make()
+    for size in (64, 136, 200, 520, 1032):
+        blocks = [libc.malloc(size) for _ in range({count})]
+        for block in blocks: ctypes.memmove(block + size - len(secret), secret, len(secret))
+        for block in blocks: libc.free(block)
+with vault: work()
+show()
+with vault.scope(sweep=True): work()
+show()
+"""
+    )
+    process.shown()
+    assert {hit.owner for hit in hits(process)} == {"heap"}
+    process.go_on()
+    process.shown()
+    assert hits(process) == ()
     process.ends()
 
 
