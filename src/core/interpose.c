@@ -291,7 +291,7 @@ first_trim (size_t pad)
 
 /* malloc asks at the least cost: callers are seldom where the linker is, or above. To ask for the return address the
  * compiler would make a frame; without one, and as the library is meant to be built, it is on top of the stack. */
-#if defined(MA_WIDE) && defined(__OPTIMIZE__)
+#if defined(MA_WIDE) && defined(__OPTIMIZE__) && !defined(MA_HAS_FRAMES)
 #define MAY_BE_LOADER()                                                                            \
   ({                                                                                               \
     int is_above;                                                                                  \

@@ -332,6 +332,15 @@ def test_the_library_builds_with_link_time_optimization(
     meson("compile", "-C", tmp_path)
 
 
+@pytest.mark.parametrize("level", ["1", "g"])
+def test_a_build_that_is_optimized_little_knows_the_dynamic_linker(
+    level: str, tmp_path: Path
+) -> None:
+    """malloc may have a frame there, below which is what it returns to."""
+    meson("setup", tmp_path, "-Dpython=false", "-Dtests=true", f"-Doptimization={level}")
+    meson("test", "-C", tmp_path, "loader")
+
+
 @pytest.mark.parametrize("sanitizer", ["address", "thread", "undefined"])
 def test_the_library_builds_with_sanitizers(sanitizer: str, tmp_path: Path) -> None:
     meson("setup", tmp_path, "-Dpython=false", "-Dwerror=true", f"-Db_sanitize={sanitizer}")
