@@ -170,17 +170,30 @@ scrub (void)
   was_secure = 0;
 }
 
+/* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that
+ * inherited its scope, the thread's start. */
+static __thread unsigned floor_depth;
+
+/* Finalizers in the arena, but not in one without secrets, which may be full. They may leave no scope but their own, and
+ * leave none open. */
+static __attribute__ ((cold, noinline)) void
+collect_in (malloc_arena *handle)
+{
+  unsigned depth = ma_depth ();
+  unsigned floor = floor_depth;
+  malloc_arena_enter (ma_kind_of (handle) != HEAP_DEFAULT ? handle : NULL);
+  floor_depth = depth + 1;
+  sweep ("collect");
+  floor_depth = floor;
+  while (ma_depth () > depth)
+    malloc_arena_leave (ma_active_arena ());
+}
+
 static void
 leave (malloc_arena *handle)
 {
   if (unlikely (sweeps_always) && ma_depth () == 1)
-    {
-      /* Finalizers in the arena, but not in one without secrets, which may be full. */
-      malloc_arena *around = ma_kind_of (handle) != HEAP_DEFAULT ? handle : NULL;
-      malloc_arena_enter (around);
-      sweep ("collect");
-      malloc_arena_leave (around);
-    }
+    collect_in (handle);
   malloc_arena_leave (handle);
   if (ma_depth () != 0)
     return;
@@ -242,10 +255,6 @@ scope_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   return scope_check_frame () == -1 ? NULL : scope_open (self);
 }
-
-/* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that
- * inherited its scope, the thread's start. */
-static __thread unsigned floor_depth;
 
 /* Only what the innermost scope of this thread matches can be left. */
 PyObject *

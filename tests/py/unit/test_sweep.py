@@ -410,6 +410,27 @@ assert kept == [False, False], kept
     ).ends()
 
 
+@pytest.mark.parametrize("way", ["vault.__exit__(None, None, None)", "other.__enter__()"])
+def test_finalizers_leave_the_scope_that_ends_as_it_is(
+    child: Callable[..., Child], way: str
+) -> None:
+    child(
+        f"""
+class Node:
+    def __init__(self): self.me = self
+    def __del__(self): kept.append(None); {way}
+kept = []
+vault, other = get(HEAP_SECURE), Arena(HEAP_SECURE, name="other")
+sys.unraisablehook = lambda unraisable: None
+def work(): Node()
+with vault: work()
+assert kept == [None]
+assert not vault.owns(id("x" * ord("z"))) and not other.owns(id("x" * ord("z")))
+""",
+        MALLOC_ARENA_SWEEP="1",
+    ).ends()
+
+
 def test_an_error_in_the_sweep_is_said_and_not_raised(child: Callable[..., Child]) -> None:
     process = child(
         """
