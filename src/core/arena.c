@@ -469,8 +469,16 @@ arena_of (const struct ma_frame *frame)
   return atomic_load_explicit (&frame->arena, memory_order_relaxed);
 }
 
-/* There is room for one more. The frame is taken before it is written, and given back before it is cleared: a signal's
- * handler may enter and leave meanwhile. */
+/* Whether the frame below DEPTH is ARENA's, and what is active is it: while an enter or leave is at work there it has no
+ * count, and a signal's handler that enters and leaves meanwhile takes another. */
+static inline int
+is_innermost (const struct ma_thread *thread, unsigned depth, const malloc_arena *arena)
+{
+  return depth != 0 && arena_of (&thread->frames[depth - 1]) == arena
+         && thread->frames[depth - 1].count != 0;
+}
+
+/* There is room for one more. The frame is taken before it is written. */
 static inline void
 push (struct ma_thread *thread, malloc_arena *arena, struct ma_local *local)
 {
@@ -478,9 +486,11 @@ push (struct ma_thread *thread, malloc_arena *arena, struct ma_local *local)
   struct ma_frame *frame = &thread->frames[depth];
   atomic_store_explicit (&thread->depth, depth + 1, memory_order_release);
   atomic_store_explicit (&frame->arena, arena, memory_order_relaxed);
+  atomic_signal_fence (memory_order_seq_cst);
   frame->before = ma_active;
-  frame->count = 1;
   ma_active = local;
+  atomic_signal_fence (memory_order_seq_cst);
+  frame->count = 1;
 }
 
 static __attribute__ ((noinline, cold)) void
@@ -517,7 +527,7 @@ ma_arena_enter (malloc_arena *arena)
     }
   struct ma_local *local = NULL;
   unsigned depth = depth_of (thread);
-  if (depth != 0 && arena_of (&thread->frames[depth - 1]) == arena)
+  if (is_innermost (thread, depth, arena))
     {
       thread->frames[depth - 1].count++;
       return;
@@ -549,9 +559,10 @@ ma_arena_leave (malloc_arena *arena)
   struct ma_frame *frame = &thread->frames[depth - 1];
   if (--frame->count != 0)
     return;
-  struct ma_local *before = frame->before;
+  atomic_signal_fence (memory_order_seq_cst);
+  ma_active = frame->before;
+  atomic_signal_fence (memory_order_seq_cst);
   atomic_store_explicit (&thread->depth, depth - 1, memory_order_relaxed);
-  ma_active = before;
   /* Whoever deletes an arena may see the depth of the next enter before its arena: not this one in its place. */
   atomic_store_explicit (&frame->arena, NULL, memory_order_relaxed);
 }
