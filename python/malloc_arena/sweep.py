@@ -29,8 +29,7 @@ def collect_in(arena: Arena) -> None:
     """Collects the garbage with the arena active, as its finalizers may copy what they refer to.
     It is nearly all of the time that a sweep takes."""
     try:
-        # One without secrets may be full, and its garbage needs no care.
-        (_core._outside if arena.kind == _core.HEAP_DEFAULT else arena.call)(collect)
+        (arena.call if arena._takes_finalizers() else _core._outside)(collect)
     except (MemoryError, ArenaError):  # there is no room, or it is closed
         _core._outside(collect)
 

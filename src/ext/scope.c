@@ -174,14 +174,23 @@ scrub (void)
  * inherited its scope, the thread's start. */
 static __thread unsigned floor_depth;
 
-/* Finalizers in the arena, but not in one without secrets, which may be full. They may leave no scope but their own, and
- * leave none open. */
+int
+scope_takes_finalizers (malloc_arena *handle)
+{
+  unsigned kind = ma_kind_of (handle);
+  struct malloc_arena_stats stats = { .size = sizeof stats };
+  malloc_arena_stats (handle, &stats);
+  size_t used = kind & HEAP_ISOLATED ? stats.mapped_bytes : stats.live_bytes;
+  return kind != HEAP_DEFAULT && (stats.limit_bytes == 0 || used <= stats.limit_bytes / 2);
+}
+
+/* Finalizers, in the arena if it takes them. They may leave no scope but their own, and leave none open. */
 static __attribute__ ((cold, noinline)) void
 collect_in (malloc_arena *handle)
 {
   unsigned depth = ma_depth ();
   unsigned floor = floor_depth;
-  malloc_arena_enter (ma_kind_of (handle) != HEAP_DEFAULT ? handle : NULL);
+  malloc_arena_enter (scope_takes_finalizers (handle) ? handle : NULL);
   floor_depth = depth + 1;
   sweep ("collect");
   floor_depth = floor;

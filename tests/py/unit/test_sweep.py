@@ -410,6 +410,35 @@ assert kept == [False, False], kept
     ).ends()
 
 
+@pytest.mark.parametrize("swept", ["always", "vault.sweep()"])
+@pytest.mark.parametrize("kind", ["HEAP_SECURE", "HEAP_SECURE | HEAP_ISOLATED"])
+def test_finalizers_do_not_run_in_an_arena_that_is_full(
+    child: Callable[..., Child], kind: str, swept: str
+) -> None:
+    child(
+        f"""
+class Node:
+    def __init__(self): self.me = self
+    def __del__(self): kept.append(len(bytes(1000) * 300))
+kept, full = [], []
+vault = Arena({kind}, name="full", limit=1 << 20)
+def fill():
+    try:
+        while True: full.append(bytes(1000))
+    except MemoryError: pass
+with vault: fill()
+del full[-20:]
+Node()
+if {swept!r} == "always":
+    with vault: pass
+else:
+    vault.sweep()
+assert kept == [300000], kept
+""",
+        **({"MALLOC_ARENA_SWEEP": "1"} if swept == "always" else {}),
+    ).ends()
+
+
 @pytest.mark.parametrize("way", ["vault.__exit__(None, None, None)", "other.__enter__()"])
 def test_finalizers_leave_the_scope_that_ends_as_it_is(
     child: Callable[..., Child], way: str
