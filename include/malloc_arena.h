@@ -228,7 +228,8 @@ const char *malloc_arena_name (const malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 /* Makes BYTES of dead stack below the caller's frame zero, and the vector registers, where calls
  * that handled a secret left copies. 128 KiB cost about 1 us. Async-signal-safe, but in a thread other
  * than the first that no arena was ever used in: its first call asks where its stack lies, which
- * allocates. */
+ * allocates. Not for a stack that is cut out of the thread's own and that the kernel does not tell of, as a coroutine's or
+ * one for signals with SS_AUTODISARM: frames in use below it would be overwritten. */
 void malloc_arena_scrub (size_t bytes) MALLOC_ARENA_NOTHROW;
 
 /* malloc_arena (ARENA, ROUTINE, ARGUMENTS...): calls ROUTINE with ARENA active. ROUTINE is malloc,
