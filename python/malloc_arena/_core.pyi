@@ -72,7 +72,6 @@ class Arena:
     def _stats(
         self,
     ) -> tuple[int, int, int, int, int, int, tuple[tuple[int, int, int, int], ...]]: ...
-    def _takes_finalizers(self) -> bool: ...
 
 @final
 class Scope:

@@ -93,7 +93,7 @@ class Arena(_core.Arena):
         and garbage (by a full collection, which is nearly all of the time it takes), compiled
         regular expressions, date formats, parsed URLs, what functools.lru_cache keeps of arenas,
         the type cache, lines of source, warnings, sys.last_*."""
-        _core._outside(_sweep, self)
+        _core._outside(_sweep, self.kind != _core.HEAP_DEFAULT)
 
     def buffer(self, size: int) -> _core.SecretBuffer:
         """Zeroed bytes of this arena's kind, wiped at close(). Those of get() lie beside it, in C's
@@ -130,15 +130,14 @@ def _read_stats(arena: Arena) -> Stats:
     return make_stats(*arena._stats())
 
 
-def _sweep(arena: Arena) -> None:
+def _sweep(has_secrets: bool) -> None:
     try:
-        from .sweep import collect_in, sweep
+        from .sweep import sweep, sweep_budget
     except ImportError:
         if getattr(sys, "meta_path", None) is None:
             return  # the interpreter ends, and has taken the modules away with what they kept
         raise
-    collect_in(arena)
-    sweep()
+    (sweep if has_secrets else sweep_budget)()
 
 
 def _escapes(arena: Arena) -> list[Escape]:

@@ -11,13 +11,12 @@ import gc
 import sys
 
 from . import _core
+from .arena import get
 from .errors import ArenaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    from .arena import Arena
 
 _VALUES = (str, bytes, bytearray, int, float, complex)
 
@@ -25,23 +24,26 @@ _VALUES = (str, bytes, bytearray, int, float, complex)
 _set_aside: list[Any] = []
 
 
-def collect_in(arena: Arena) -> None:
-    """Collects the garbage with the arena active, as its finalizers may copy what they refer to.
-    It is nearly all of the time that a sweep takes."""
-    try:
-        (arena.call if arena._takes_finalizers() else _core._outside)(collect)
-    except (MemoryError, ArenaError):  # there is no room, or it is closed
-        _core._outside(collect)
-
-
-def collect() -> None:
-    _last_error()
-    gc.collect()
-
-
 def sweep() -> None:
-    """Everything below. After a collection, as finalizers may fill what is emptied."""
+    """Collects the garbage, which is nearly all of the time that it takes, and empties everything
+    below. Finalizers may copy what they refer to, so that they run in an arena: get(HEAP_SECURE),
+    which has no limit that they would meet, and is not closed, whatever they keep there."""
+    try:
+        get(_core.HEAP_SECURE).call(_collect)
+    except (MemoryError, ArenaError):  # it cannot be had
+        _core._outside(_collect)
     _core._outside(_sweep)
+
+
+def sweep_budget() -> None:
+    """The same for an arena without secrets: its program may have no other."""
+    _core._outside(_collect)
+    _core._outside(_sweep)
+
+
+def _collect() -> None:
+    _last_error()
+    gc.collect()  # before the caches are emptied, as finalizers may fill them
 
 
 def clear_free_lists() -> None:

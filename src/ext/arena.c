@@ -340,14 +340,6 @@ arena_read_stats (PyObject *self, PyObject *Py_UNUSED (ignored))
 }
 
 static PyObject *
-arena_takes_finalizers (PyObject *self, PyObject *Py_UNUSED (ignored))
-{
-  struct arena_object *arena = (struct arena_object *)self;
-  return arena_check_open (arena) == -1 ? NULL
-                                        : PyBool_FromLong (scope_takes_finalizers (arena->handle));
-}
-
-static PyObject *
 arena_trim (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   struct arena_object *arena = (struct arena_object *)self;
@@ -395,7 +387,6 @@ static PyMethodDef arena_methods[] = {
   { "_shared", arena_shared, METH_O | METH_CLASS, NULL },
   { "_receipt", arena_read_receipt, METH_NOARGS, NULL },
   { "_stats", arena_read_stats, METH_NOARGS, NULL },
-  { "_takes_finalizers", arena_takes_finalizers, METH_NOARGS, NULL },
   { NULL, NULL, 0, NULL },
 };
 

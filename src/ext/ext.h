@@ -107,9 +107,6 @@ void error_put (PyObject *error);
 void streams_learn (void);
 void streams_wipe (void);
 
-/* Whether finalizers run in an arena that is swept: in one of secrets, and not where they would find no memory. */
-int scope_takes_finalizers (malloc_arena *handle);
-
 /* Each outermost scope sweeps from now on. */
 void scope_sweep_always (void);
 

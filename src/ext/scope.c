@@ -170,44 +170,14 @@ scrub (void)
   was_secure = 0;
 }
 
-/* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that
- * inherited its scope, the thread's start. */
-static __thread unsigned floor_depth;
-
-int
-scope_takes_finalizers (malloc_arena *handle)
-{
-  unsigned kind = ma_kind_of (handle);
-  struct malloc_arena_stats stats = { .size = sizeof stats };
-  malloc_arena_stats (handle, &stats);
-  size_t used = kind & HEAP_ISOLATED ? stats.mapped_bytes : stats.live_bytes;
-  return kind != HEAP_DEFAULT && (stats.limit_bytes == 0 || used <= stats.limit_bytes / 2);
-}
-
-/* Finalizers, in the arena if it takes them. They may leave no scope but their own, and leave none open. */
-static __attribute__ ((cold, noinline)) void
-collect_in (malloc_arena *handle)
-{
-  unsigned depth = ma_depth ();
-  unsigned floor = floor_depth;
-  malloc_arena_enter (scope_takes_finalizers (handle) ? handle : NULL);
-  floor_depth = depth + 1;
-  sweep ("collect");
-  floor_depth = floor;
-  while (ma_depth () > depth)
-    malloc_arena_leave (ma_active_arena ());
-}
-
 static void
 leave (malloc_arena *handle)
 {
-  if (unlikely (sweeps_always) && ma_depth () == 1)
-    collect_in (handle);
   malloc_arena_leave (handle);
   if (ma_depth () != 0)
     return;
   if (unlikely (sweeps_always))
-    sweep ("sweep");
+    sweep (was_secure ? "sweep" : "sweep_budget");
   scrub ();
 }
 
@@ -264,6 +234,10 @@ scope_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   return scope_check_frame () == -1 ? NULL : scope_open (self);
 }
+
+/* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that
+ * inherited its scope, the thread's start. */
+static __thread unsigned floor_depth;
 
 /* Only what the innermost scope of this thread matches can be left. */
 PyObject *

@@ -439,6 +439,23 @@ assert kept == [300000], kept
     ).ends()
 
 
+def test_what_finalizers_keep_keeps_no_arena_open(child: Callable[..., Child]) -> None:
+    child(
+        """
+class Node:
+    def __init__(self): self.me = self
+    def __del__(self): kept.append(bytes(300))
+kept = []
+own = Arena(HEAP_SECURE, name="own")
+def work(): Node()
+with own: work()
+own.sweep()
+assert get(HEAP_SECURE).owns(id(kept[0]))
+own.close()
+"""
+    ).ends()
+
+
 @pytest.mark.parametrize("way", ["vault.__exit__(None, None, None)", "other.__enter__()"])
 def test_finalizers_leave_the_scope_that_ends_as_it_is(
     child: Callable[..., Child], way: str
