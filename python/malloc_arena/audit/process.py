@@ -6,6 +6,7 @@ import array
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import platform
 import time
@@ -206,14 +207,16 @@ class Process:
 
     def _stop_of(self, thread: int) -> int:
         """What waitpid says of THREAD once it stands, which is at once, but for one in a call that
-        nothing interrupts: the others stand meanwhile, and must not for ever."""
-        until = time.monotonic() + _PATIENCE
+        nothing interrupts: the others stand meanwhile, and must not for ever. Those of a program
+        that was started here do: who gives up stays the thread's tracer."""
+        patience = math.inf if self._traced else _PATIENCE
+        begun = time.monotonic()
         while True:
             pid, status = os.waitpid(thread, _WALL | os.WNOHANG)
             if pid:
                 return status
-            rest = until - time.monotonic()
-            if rest <= 0:
+            waited = time.monotonic() - begun
+            if waited >= patience:
                 raise CannotLook(
                     f"process {self.pid} cannot be stopped: its thread {thread} is in a call of "
                     "the kernel that is not interrupted",
@@ -221,7 +224,7 @@ class Process:
                     "waits for the program that it started",
                 )
             # Most need no more than some microseconds.
-            time.sleep(0 if rest > _PATIENCE - 0.002 else 0.001)
+            time.sleep(0 if waited < 0.002 else 0.001)
 
     def _resume(self) -> None:
         for thread, signal in self._stopped.items():

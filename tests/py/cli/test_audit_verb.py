@@ -445,6 +445,41 @@ def test_a_program_is_searched_at_the_signal_and_at_intervals(token: Path, tmp_p
     assert looks[-1]["why"] == "exit"
 
 
+# A thread that nothing stops for longer than another's process is waited for.
+WAITS = """
+#include <pthread.h>
+#include <unistd.h>
+static void *start (void *unused)
+{
+  if (vfork () == 0)
+    {
+      sleep (4);
+      _exit (0);
+    }
+  return unused;
+}
+int main (void)
+{
+  pthread_t thread;
+  pthread_create (&thread, 0, start, 0);
+  pthread_join (thread, 0);
+  return 5;
+}
+"""
+
+
+def test_looks_wait_for_a_thread_that_nothing_stops(tmp_path: Path, token: Path) -> None:
+    program = tmp_path / "waits"
+    subprocess.run(
+        ["cc", "-pthread", "-w", "-x", "c", "-o", str(program), "-"],
+        input=WAITS, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    done = audit("--secret-file", token, "--every", "1", "--json", "--", str(program))
+    report = json.loads(done.stdout)
+    assert report["exit_status"] == 5
+    assert [one["why"] for one in report["looks"]][-1] == "exit"
+
+
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize(
     ("code", "status"),
