@@ -18,14 +18,16 @@ class Cause:
     operations: tuple[str, ...]
 
 
-# Of a C library, which only the preloaded library brings into the arena.
+# Of a C library, which only the preloaded library brings into the arena. A sweep wipes most of what
+# it has freed.
 _C_MEMORY = (("outside", "scope"), ("outside", "sweep"))
+_C_HELP = "`malloc-arena run`; most of it, `scope(sweep=True)`"
 
 CAUSES = (
     Cause(
         "SQLite's memory",
         "Values of statements, sorters, page cache: from `malloc`; `sqlite3_free` wipes nothing.",
-        "`malloc-arena run`",
+        _C_HELP,
         _C_MEMORY,
         ("sqlite_memory", "sqlite_file", "sqlite_literal"),
     ),
@@ -34,7 +36,7 @@ CAUSES = (
         "`cryptography` copies keys and numbers into Rust vectors and OpenSSL's big numbers, "
         "libssl reads records into buffers of 16 KiB: from `malloc`. OpenSSL cleanses what it "
         "knows to be a key; these are not, or only in part.",
-        "`malloc-arena run`",
+        _C_HELP,
         _C_MEMORY,
         (
             "fernet",
@@ -49,7 +51,7 @@ CAUSES = (
         "pandas' parser",
         "The C reader of `read_csv` keeps its lines in memory from `malloc`; `parser_free` "
         "wipes nothing.",
-        "`malloc-arena run`",
+        _C_HELP,
         _C_MEMORY,
         ("pandas_csv",),
     ),
@@ -57,7 +59,7 @@ CAUSES = (
         "directory listing",
         "The secret is a file's name: `opendir` has a buffer of 32 KiB from `malloc`, which "
         "`closedir` frees as it is.",
-        "`malloc-arena run`",
+        _C_HELP,
         _C_MEMORY,
         ("file_named",),
     ),

@@ -220,7 +220,10 @@ def _watching(item: pytest.Item) -> Generator[None]:
         residue = item.stash.get(_residue, None)
         if residue:
             failure = residue.check()
-            item.user_properties.append((_PROPERTY, "copies left" if failure else "none"))
+            item.user_properties[:] = [
+                *(one for one in item.user_properties if one[0] != _PROPERTY),  # of a run before
+                (_PROPERTY, "copies left" if failure else "none"),
+            ]
             if failure:
                 pytest.fail(failure, pytrace=False)
     finally:
