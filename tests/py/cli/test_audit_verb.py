@@ -453,7 +453,7 @@ static void *start (void *unused)
 {
   if (vfork () == 0)
     {
-      sleep (4);
+      sleep (7);
       _exit (0);
     }
   return unused;
