@@ -152,6 +152,7 @@ enum
 {
   FREED_SMALL = 136,
   FREED_MOST = 1032,
+  FREED_LARGEST = 64 << 10, /* more is a mapping of its own soon, and gone when it is freed */
   FREED_STEP = 16,
   FREED_EACH = 64
 };
@@ -170,7 +171,8 @@ wipe_freed (size_t size, unsigned most)
 static PyObject *
 core_wipe_freed (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
 {
-  for (size_t size = (size_t)64 << 10; size > FREED_MOST; size /= 2)
+  /* The largest first, as the smaller ones would cut these up. */
+  for (size_t size = FREED_LARGEST; size > FREED_MOST; size /= 2)
     wipe_freed (size, 2);
   for (size_t size = FREED_MOST; size > FREED_SMALL; size -= FREED_STEP)
     wipe_freed (size, FREED_EACH / 4);

@@ -58,6 +58,17 @@ def make():
     return bytes(b ^ 0x5a for b in bytes.fromhex("{bytes(b ^ 0x5A for b in SECRET).hex()}"))
 """
 
+# As `sub`, whatever this CPython calls it.
+SUBINTERPRETERS = """
+import importlib
+for name in ("_interpreters", "_xxsubinterpreters"):
+    try:
+        sub = importlib.import_module(name)
+        break
+    except ImportError:
+        pass
+"""
+
 
 @dataclass(frozen=True)
 class Mapping:

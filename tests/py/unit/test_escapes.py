@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import malloc_arena
-from conftest import Child
+from conftest import SUBINTERPRETERS, Child
 from malloc_arena import Arena
 
 
@@ -185,14 +185,8 @@ def test_close_names_what_is_alive() -> None:
 def test_a_subinterpreter_leaves_the_frames_of_others_alone(child: Callable[..., Child]) -> None:
     """A frame object that it made of another's function would be freed by that one's allocator."""
     child(
-        """
-import importlib
-for name in ("_interpreters", "_xxsubinterpreters"):
-    try:
-        sub = importlib.import_module(name)
-        break
-    except ImportError:
-        pass
+        SUBINTERPRETERS
+        + """
 script = '''
 import sys
 import malloc_arena

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MAKE, SECRET, Child, mappings, on_a_kernel, with_a_stack
+from conftest import MAKE, SECRET, SUBINTERPRETERS, Child, mappings, on_a_kernel, with_a_stack
 from malloc_arena.cli.config import library
 
 
@@ -339,14 +339,7 @@ with vault: assert vault.owns(id(bytes(100)))
     process.ends()
 
 
-SUBINTERPRETERS = """
-import importlib
-for name in ("_interpreters", "_xxsubinterpreters"):
-    try:
-        sub = importlib.import_module(name)
-        break
-    except ImportError:
-        pass
+IN_SUBINTERPRETERS = """
 vault = get(HEAP_SECURE)
 script = '''
 import malloc_arena
@@ -372,11 +365,11 @@ assert vault.owns(id(kept))
 
 
 def test_subinterpreters(child: Callable[..., Child]) -> None:
-    child(SUBINTERPRETERS).ends()
+    child(SUBINTERPRETERS + IN_SUBINTERPRETERS).ends()
 
 
 def test_subinterpreters_in_a_standing_arena(child: Callable[..., Child]) -> None:
-    child(SUBINTERPRETERS, MALLOC_ARENA_OPTIONS="active=secure").ends()
+    child(SUBINTERPRETERS + IN_SUBINTERPRETERS, MALLOC_ARENA_OPTIONS="active=secure").ends()
 
 
 def test_standing_arena(child: Callable[..., Child]) -> None:
