@@ -277,9 +277,10 @@ show()
     process.ends()
 
 
-@pytest.mark.parametrize("count", [1, 15])
+@pytest.mark.parametrize("count", [1, 5])
 def test_sweep_wipes_what_c_libraries_have_freed(child: Callable[..., Child], count: int) -> None:
-    """COUNT blocks of sizes from 64 bytes to the largest that glibc keeps for a thread."""
+    """COUNT blocks of each size, fewer than the 7 that glibc keeps for a thread: of what is joined
+    to larger ones a part may be left."""
     process = child(
         MAKE
         + f"""
@@ -450,6 +451,8 @@ class Node:
 kept = []
 own = Arena(HEAP_SECURE, name="own")
 def work(): Node()
+own.sweep()  # whose import could set off the collector
+gc.disable()
 with own: work()
 own.sweep()
 assert get(HEAP_SECURE).owns(id(kept[0]))
