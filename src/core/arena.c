@@ -678,7 +678,7 @@ abandon (struct ma_local *local)
   for (struct ma_unit *heap = local->heaps; heap; heap = heap->heap_next)
     for (uint32_t i = 0; i < heap->heap_units; i++)
       if (heap[i].state != 0)
-        ma_heap_fill_hole (heap[i].base, MA_UNIT);
+        ma_heap_fill_hole (ma_unit_base (&heap[i]), MA_UNIT);
   struct ma_local *next = local->next;
   struct ma_thread *owner = atomic_load (&local->owner);
   init_local (local, local->arena);

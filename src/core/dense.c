@@ -14,7 +14,7 @@ const unsigned char ma_slot_masks[384] __attribute__ ((aligned (64))) = SLOT_MAS
 static inline const char *
 pointer_of (const struct ma_unit *unit, unsigned slot)
 {
-  const char *p = unit->base + (size_t)slot * unit->slot;
+  const char *p = ma_unit_base (unit) + (size_t)slot * unit->slot;
 #if MA_HAS_TAGS
   if (unit->is_tagged)
     p = ma_tagged (p, ma_region_tags (unit)[slot]);
@@ -31,7 +31,7 @@ crime (const struct ma_unit *unit, const void *p, unsigned slot)
   if (slot >= unit->avail)
     ma_fatal_block ("invalid free", p, name);
   int is_live = is_object (unit) ? ma_slab_has_object (unit, slot) : unit->sizes[slot] != 0;
-  if (ma_tagged (p, 0) != unit->base + (size_t)slot * unit->slot)
+  if (ma_tagged (p, 0) != ma_unit_base (unit) + (size_t)slot * unit->slot)
     ma_fatal_block (is_live ? "interior pointer" : "invalid free", p, name);
   if (!is_live)
     ma_fatal_block ("double free", p, name);
@@ -62,7 +62,7 @@ live_size (const struct ma_unit *unit, const char *p, unsigned slot)
 {
   if (is_object (unit))
     {
-      if (p != unit->base + (size_t)slot * unit->slot || !ma_slab_has_object (unit, slot))
+      if (p != ma_unit_base (unit) + (size_t)slot * unit->slot || !ma_slab_has_object (unit, slot))
         crime (unit, p, slot);
       return unit->slot;
     }
@@ -121,7 +121,7 @@ MA_INLINE char *
 pop_hint (struct ma_local *local, struct ma_unit *unit, size_t size)
 {
   size_t at = unit->hint;
-  return unit->base + ma_dense_pop (local, unit, size, at, unit->free[at]) * unit->slot;
+  return ma_unit_base (unit) + ma_dense_pop (local, unit, size, at, unit->free[at]) * unit->slot;
 }
 
 static __attribute__ ((noinline)) MA_CLONED void *

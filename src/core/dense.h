@@ -108,7 +108,7 @@ ma_dense_alloc_here (struct ma_local *local, size_t size)
   uint64_t free = unit->free[at];
   if (unlikely (free == 0))
     return ma_dense_refilled (local, size, class);
-  char *p = unit->base + ma_dense_pop (local, unit, size, at, free) * unit->slot;
+  char *p = ma_unit_base (unit) + ma_dense_pop (local, unit, size, at, free) * unit->slot;
   if (unlikely (unit->group > MA_UP_TO_2048) || unlikely (!slot_take (unit, p, size)))
     return ma_dense_taken (size, p, local, unit);
   return p;
@@ -118,7 +118,7 @@ ma_dense_alloc_here (struct ma_local *local, size_t size)
 MA_INLINE void
 ma_dense_free_here (struct ma_unit *unit, char *p)
 {
-  uint64_t product = (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
+  uint64_t product = ma_unit_offset (p) * unit->inverse;
   size_t slot = product >> 32;
   /* Larger pages have more than the slots that are used. */
   if (MA_PAGE_MOST != 4096 && unlikely (slot >= __atomic_load_n (&unit->avail, __ATOMIC_RELAXED)))

@@ -303,7 +303,7 @@ void
 ma_heap_fill_lost (void)
 {
   for (struct ma_unit *unit = lost; unit; unit = unit->next)
-    ma_heap_fill_hole (unit->base, (size_t)unit->units << MA_UNIT_SHIFT);
+    ma_heap_fill_hole (ma_unit_base (unit), (size_t)unit->units << MA_UNIT_SHIFT);
 }
 
 int

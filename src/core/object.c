@@ -79,7 +79,7 @@ find_spot (struct ma_local *local, size_t size)
   unit->rooms = rooms;
   struct ma_spot *spot = &local->spots[(size + 15) / 16];
   spot->word = &unit->free[at];
-  spot->start = unit->base + (size_t)at * 64 * unit->slot;
+  spot->start = ma_unit_base (unit) + (size_t)at * 64 * unit->slot;
   spot->slot = unit->slot;
   return 1;
 }
@@ -128,7 +128,7 @@ ma_object_zalloc (struct ma_local *local, size_t count, size_t size)
 MA_INLINE uint64_t
 product_of (const struct ma_unit *unit, const void *p)
 {
-  return (((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base) * unit->inverse;
+  return ma_unit_offset (p) * unit->inverse;
 }
 
 /* Whether P is an object that lives, and this thread's; then *FREE is its word. In this order: a unit that

@@ -78,7 +78,7 @@ ma_pages_discard (struct ma_unit *unit, uint16_t pages)
     return;
   FOR_RUNS (pages, from, to)
   {
-    char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+    char *p = ma_unit_base (unit) + ((size_t)from << MA_PAGE_SHIFT);
     if (os_discard (p, (size_t)(to - from) << MA_PAGE_SHIFT, unit->locked != 0))
       continue;
     unsigned first;
@@ -118,8 +118,8 @@ ma_pages_recall (struct ma_unit *unit)
   if (!charge (unit, pages) && (are_vast || !charge (unit, pages = page_bits (page, page + 1))))
     return 0;
   if (!are_vast)
-    os_populate (unit->base + ((size_t)page << MA_PAGE_SHIFT), ma_page_count (pages)
-                                                                   << MA_PAGE_SHIFT);
+    os_populate (ma_unit_base (unit) + ((size_t)page << MA_PAGE_SHIFT), ma_page_count (pages)
+                                                                            << MA_PAGE_SHIFT);
   set_away (unit, unit->away & ~(unsigned)pages);
   unit->local->present += ma_page_count (pages);
   for (; pages >> page; page++)
@@ -140,7 +140,7 @@ ma_pages_lock_again (struct ma_unit *unit)
   unit->locked = 0;
   FOR_RUNS (locked, from, to)
   {
-    char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+    char *p = ma_unit_base (unit) + ((size_t)from << MA_PAGE_SHIFT);
     size_t bytes = (size_t)(to - from) << MA_PAGE_SHIFT;
     if (ma_heap_lock_again (unit->local->arena, p, bytes, unit->state))
       unit->locked |= page_bits (from, to);

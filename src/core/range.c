@@ -150,7 +150,7 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
     }
   unit->units = (uint32_t)units;
   unit->pages = pages;
-  unit->end = unit->base + bytes;
+  unit->end = ma_unit_base (unit) + bytes;
   unit->local = local;
   unit->serial = arena->serial;
   unit->tag = local->is_tagged ? unit->tag & 15 : 0;

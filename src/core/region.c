@@ -147,8 +147,6 @@ reserve (size_t size)
   ma_sealed.unforked = unforked;
   os_loader (&ma_sealed.loader, &ma_sealed.loader_size);
   ma_sealed.region.base = (uintptr_t)base;
-  ma_sealed.origin
-      = (uintptr_t)table - ((uintptr_t)base >> MA_UNIT_SHIFT) * sizeof (struct ma_unit);
   /* Last, as the size is what makes an address ours. */
   __atomic_store_n (&ma_sealed.region.size, size, __ATOMIC_RELEASE);
   os_seal (&ma_sealed_page, sizeof ma_sealed_page, 1);
@@ -283,10 +281,7 @@ static struct ma_unit *
 take (size_t first, size_t n)
 {
   for (size_t i = first; i < first + n; i++)
-    {
-      taken[i / 64] |= (uint64_t)1 << (i % 64);
-      ma_sealed.units[i].base = (char *)ma_sealed.region.base + (i << MA_UNIT_SHIFT);
-    }
+    taken[i / 64] |= (uint64_t)1 << (i % 64);
   return &ma_sealed.units[first];
 }
 

@@ -67,7 +67,6 @@ enum ma_large_state
  * it writes. Sized so that neighbours do not fall into the same cache sets. */
 struct ma_unit
 {
-  char *base;
   struct ma_local *local; /* of its arena; the owner of a slab */
   uint16_t *sizes;        /* by slot: 1 + the requested size; 0 where there is no live block */
   uint32_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
@@ -144,7 +143,6 @@ struct ma_sealed
 {
   struct ma_region region;
   struct ma_unit *units;
-  uintptr_t origin;      /* where the unit of address 0 would be */
   uint64_t canary;       /* fills the bytes after a block; no byte of it is zero; */
   uint64_t canary_again; /* once more, so that a word of it in any turn is a load */
   int dump_refused;      /* errno where the region could not be excluded from dumps */
@@ -172,14 +170,28 @@ ma_is_ours (const void *p)
 static inline struct ma_unit *
 ma_unit_of (const void *p)
 {
-  uintptr_t number = ((uintptr_t)p & MA_UNTAGGED) >> MA_UNIT_SHIFT;
-  return (struct ma_unit *)(ma_sealed.origin + number * sizeof (struct ma_unit));
+  /* Of the offset, which whoever asked whether P is ours has already. */
+  return ma_sealed.units
+         + ((((uintptr_t)p & MA_UNTAGGED) - ma_sealed.region.base) >> MA_UNIT_SHIFT);
 }
 
 static inline uint32_t
 ma_unit_index (const struct ma_unit *unit)
 {
   return (uint32_t)(unit - ma_sealed.units);
+}
+
+/* Its first byte. A unit lies at a multiple of its size. */
+static inline char *
+ma_unit_base (const struct ma_unit *unit)
+{
+  return (char *)ma_sealed.region.base + ((size_t)ma_unit_index (unit) << MA_UNIT_SHIFT);
+}
+
+static inline size_t
+ma_unit_offset (const void *p)
+{
+  return (uintptr_t)p & (MA_UNIT - 1);
 }
 
 /* Reserves the region; 0 or an errno. Idempotent. */

@@ -33,7 +33,7 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
 {
   malloc_arena *arena = local->arena;
   unsigned from = unit->opened;
-  char *p = unit->base + ((size_t)from << MA_PAGE_SHIFT);
+  char *p = ma_unit_base (unit) + ((size_t)from << MA_PAGE_SHIFT);
   unsigned least = 1;
   while (((size_t)(from + least) << MA_PAGE_SHIFT) / unit->slot == unit->avail)
     least++;
@@ -72,7 +72,7 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
   /* The guard page joins the last pages' lock: one mapping per run of slabs, not two per slab. It
    * is never present and counts for nothing else. */
   if (locked && to == MA_SLAB_PAGES && !arena->is_secretmem)
-    os_lock (unit->base + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
+    os_lock (ma_unit_base (unit) + ((size_t)to << MA_PAGE_SHIFT), MA_PAGE);
   if (!ma_pages_are_vast (unit))
     os_populate (p, (size_t)n << MA_PAGE_SHIFT);
   unit->locked |= locked ? page_bits (from, to) : 0;
@@ -142,9 +142,9 @@ take_heap (struct ma_local *local, size_t n)
   if (first == NULL)
     return 0;
   uint8_t state = 0;
-  if (local->is_plain && ma_heap_open (local->arena, first->base, n * MA_UNIT, &state))
+  if (local->is_plain && ma_heap_open (local->arena, ma_unit_base (first), n * MA_UNIT, &state))
     {
-      if (ma_heap_close (first->base, n * MA_UNIT, state) == 0)
+      if (ma_heap_close (ma_unit_base (first), n * MA_UNIT, state) == 0)
         ma_region_give (first, n);
       else
         ma_heap_lost (first, n, state);
@@ -164,7 +164,7 @@ take_heap (struct ma_local *local, size_t n)
       first[i].is_block = 1;
     }
   /* Whatever comes to lie behind the heap has an inaccessible page before it. */
-  char *last = first[n - 1].base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT);
+  char *last = ma_unit_base (&first[n - 1]) + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT);
   if (local->is_plain && os_guard (last, MA_PAGE) == 0)
     first[n - 1].state |= MA_UNIT_GUARDED;
   return 1;
@@ -209,10 +209,10 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   malloc_arena *arena = local->arena;
   size_t charged = charged_pages (unit);
   local->present -= unit->opened - ma_page_count (unit->away);
-  if (!local->is_plain && ma_heap_close (unit->base, MA_UNIT, unit->state) == 0)
+  if (!local->is_plain && ma_heap_close (ma_unit_base (unit), MA_UNIT, unit->state) == 0)
     unit->state = 0;
   else
-    os_discard (unit->base, (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
+    os_discard (ma_unit_base (unit), (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
   ma_heap_unlocked (arena, ma_page_count (unit->locked) << MA_PAGE_SHIFT);
   ma_heap_refund (arena, charged << MA_PAGE_SHIFT);
   memset (unit->free, 0, sizeof unit->free);
@@ -244,7 +244,7 @@ open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
   if (unit == NULL)
     return NULL;
   malloc_arena *arena = local->arena;
-  *refused = ma_heap_open (arena, unit->base, slab_bytes (arena), &unit->state);
+  *refused = ma_heap_open (arena, ma_unit_base (unit), slab_bytes (arena), &unit->state);
   if (*refused)
     {
       put_idle (local, unit);
@@ -252,7 +252,8 @@ open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
     }
   if (!(unit->state & MA_UNIT_GUARDED) && !arena->is_secretmem)
     {
-      int unguarded = os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+      int unguarded
+          = os_guard (ma_unit_base (unit) + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
       if (unguarded)
         ma_heap_refused (arena, MALLOC_ARENA_GUARDED, unguarded);
       else
@@ -414,7 +415,7 @@ give_heaps (struct ma_local *local)
       struct ma_unit *heap = *link;
       uint32_t n = heap->heap_units;
       if (is_heap_idle (local, heap)
-          && ma_heap_close (heap->base, (size_t)n << MA_UNIT_SHIFT, heap->state) == 0)
+          && ma_heap_close (ma_unit_base (heap), (size_t)n << MA_UNIT_SHIFT, heap->state) == 0)
         {
           *link = heap->heap_next;
           if (fresh >= heap && fresh < heap + n)
@@ -627,7 +628,7 @@ ma_slab_collect (struct ma_local *local)
           uint64_t twice = freed & unit->free[at];
           if (unlikely (twice))
             ma_fatal_block ("double free",
-                            unit->base
+                            ma_unit_base (unit)
                                 + (at * 64 + (unsigned)__builtin_ctzl (twice)) * (size_t)unit->slot,
                             local->arena->name);
           __atomic_store_n (&unit->free[at], unit->free[at] | freed, __ATOMIC_RELAXED);
@@ -704,7 +705,7 @@ ma_slab_before_fork (struct ma_local *local)
 {
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
-    ma_heap_fork_copy (local->arena, unit, unit->base, slab_bytes (local->arena));
+    ma_heap_fork_copy (local->arena, unit, ma_unit_base (unit), slab_bytes (local->arena));
 }
 
 void
@@ -725,7 +726,7 @@ wipe_free (struct ma_unit *unit)
       uint64_t free
           = (unit->free[at] | atomic_load (&unit->remote[at])) & ma_word_bits (at, 0, unit->avail);
       for (; free; free &= free - 1)
-        ma_wipe_inline (unit->base
+        ma_wipe_inline (ma_unit_base (unit)
                             + (at * 64 + (unsigned)__builtin_ctzl (free)) * (size_t)unit->slot,
                         unit->slot);
     }
@@ -734,7 +735,7 @@ wipe_free (struct ma_unit *unit)
 static void
 restore_secret (malloc_arena *arena, struct ma_unit *unit)
 {
-  if (ma_heap_fork_restore (arena, unit, unit->base, slab_bytes (arena)) == 0)
+  if (ma_heap_fork_restore (arena, unit, ma_unit_base (unit), slab_bytes (arena)) == 0)
     {
       if (unit->state & MA_UNIT_SECRET)
         atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
@@ -758,7 +759,7 @@ restore_idle (struct ma_local *local)
   for (struct ma_unit *unit = local->idle; unit; unit = unit->next)
     if (unit->state & MA_UNIT_SECRET)
       {
-        ma_heap_fill_hole (unit->base, MA_UNIT);
+        ma_heap_fill_hole (ma_unit_base (unit), MA_UNIT);
         unit->state = 0;
       }
 }
@@ -788,7 +789,7 @@ ma_slab_after_fork (struct ma_local *local)
       if (unit->state & MA_UNIT_SECRET)
         restore_secret (arena, unit);
       else if (unit->state & MA_UNIT_FORK_WIPE && unit->state & MA_UNIT_GUARDED)
-        os_guard (unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
+        os_guard (ma_unit_base (unit) + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE);
       uint64_t remote = 0;
       for (unsigned at = 0; at < MA_WORDS; at++)
         remote |= atomic_load (&unit->remote[at]);
@@ -821,7 +822,7 @@ ma_slab_end (struct ma_local *local)
       size_t n = heap->heap_units;
       local->heaps = heap->heap_next;
       /* A slab that could not be closed is not used again: its mapping is not as first reserved. */
-      if (local->is_plain && ma_heap_close (heap->base, n * MA_UNIT, heap->state) == 0)
+      if (local->is_plain && ma_heap_close (ma_unit_base (heap), n * MA_UNIT, heap->state) == 0)
         for (size_t i = 0; i < n; i++)
           heap[i].state = 0;
       for (size_t i = 0; i < n; i++)

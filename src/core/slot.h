@@ -26,8 +26,7 @@
 static inline unsigned
 slot_of (const struct ma_unit *unit, const void *p)
 {
-  uint64_t offset = ((uintptr_t)p & MA_UNTAGGED) - (uintptr_t)unit->base;
-  return (unsigned)(offset * unit->inverse >> 32);
+  return (unsigned)(ma_unit_offset (p) * unit->inverse >> 32);
 }
 
 /* Whether P is the first byte of a slot; PRODUCT: its offset times the inverse. */
@@ -37,7 +36,7 @@ is_start (const struct ma_unit *unit, uint64_t product, const char *p)
   /* What is left below the point is less than one step for those; in a slab of larger pages the error
    * of the inverse adds up to more than that. */
   return MA_PAGE_MOST == 4096 ? (uint32_t)product < unit->inverse
-                              : p == unit->base + (product >> 32) * unit->slot;
+                              : ma_unit_offset (p) == (product >> 32) * unit->slot;
 }
 
 static inline uint64_t

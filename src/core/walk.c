@@ -91,7 +91,7 @@ walk_slab (struct walk *walk, const struct ma_unit *unit)
   int is_guarded = (unit->state & (MA_UNIT_GUARDED | MA_UNIT_SECRET)) != 0;
   flags |= is_guarded ? MALLOC_ARENA_GUARDED : 0;
   put (walk, MALLOC_ARENA_EXTENT_SLAB, 0,
-       flags | ((unit->locked & opened) == opened ? MALLOC_ARENA_LOCKED : 0), unit->base,
+       flags | ((unit->locked & opened) == opened ? MALLOC_ARENA_LOCKED : 0), ma_unit_base (unit),
        (size_t)unit->opened << MA_PAGE_SHIFT, unit->slot);
   for (unsigned slot = 0; slot < unit->avail; slot++)
     {
@@ -106,12 +106,12 @@ walk_slab (struct walk *walk, const struct ma_unit *unit)
                                             : MALLOC_ARENA_EXTENT_LIVE;
       put (walk, MALLOC_ARENA_EXTENT_SLOT, state,
            flags | ((unit->locked & pages) == pages ? MALLOC_ARENA_LOCKED : 0),
-           unit->base + (size_t)slot * unit->slot, unit->slot,
+           ma_unit_base (unit) + (size_t)slot * unit->slot, unit->slot,
            state == MALLOC_ARENA_EXTENT_LIVE ? size_of (unit, slot) : 0);
     }
   if (is_guarded)
     put (walk, MALLOC_ARENA_EXTENT_GUARD, 0, 0,
-         unit->base + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE, 0);
+         ma_unit_base (unit) + ((size_t)MA_SLAB_PAGES << MA_PAGE_SHIFT), MA_PAGE, 0);
 }
 
 static void
@@ -119,7 +119,7 @@ walk_local (struct ma_local *local, void *data)
 {
   for (struct ma_unit *heap = local->heaps; heap; heap = heap->heap_next)
     {
-      put (data, MALLOC_ARENA_EXTENT_HEAP, 0, 0, heap->base,
+      put (data, MALLOC_ARENA_EXTENT_HEAP, 0, 0, ma_unit_base (heap),
            (size_t)heap->heap_units << MA_UNIT_SHIFT, 0);
       for (uint32_t i = 0; i < heap->heap_units; i++)
         if (heap[i].kind == MA_UNIT_DENSE)
@@ -138,8 +138,9 @@ walk_large (struct walk *walk, const struct ma_unit *unit)
       = flags_of (walk->arena, unit) | MALLOC_ARENA_GUARDED
         | (__atomic_load_n (&unit->is_locked, __ATOMIC_RELAXED) ? MALLOC_ARENA_LOCKED : 0);
   put (walk, MALLOC_ARENA_EXTENT_LARGE, state, flags, start, (size_t)(end - start), 0);
-  if (start != unit->base)
-    put (walk, MALLOC_ARENA_EXTENT_GUARD, 0, 0, unit->base, (size_t)(start - unit->base), 0);
+  if (start != ma_unit_base (unit))
+    put (walk, MALLOC_ARENA_EXTENT_GUARD, 0, 0, ma_unit_base (unit),
+         (size_t)(start - ma_unit_base (unit)), 0);
   const char *block;
   size_t size;
   read_block (unit, &block, &size);
@@ -177,7 +178,7 @@ ma_walk (malloc_arena *arena, struct malloc_arena_extent *extents, size_t extent
 
 #define AT(type, member) (uint32_t)offsetof (type, member)
 const struct ma_layout ma_layout = {
-  .version = 1,
+  .version = 2,
 #ifndef __x86_64__
   .page_shift = &ma_page_shift,
 #endif
@@ -186,6 +187,7 @@ const struct ma_layout ma_layout = {
   .arena_count = MA_ARENAS,
   .sealed_base = AT (union ma_sealed_page, sealed.region.base),
   .sealed_size = AT (union ma_sealed_page, sealed.region.size),
+  .sealed_units = AT (union ma_sealed_page, sealed.units),
   .sealed_dump_refused = AT (union ma_sealed_page, sealed.dump_refused),
   .arena_magic = AT (struct malloc_arena, magic),
   .arena_kind = AT (struct malloc_arena, kind),
@@ -198,7 +200,6 @@ const struct ma_layout ma_layout = {
   .local_heaps = AT (struct ma_local, heaps),
   .local_next = AT (struct ma_local, next),
   .unit_size = sizeof (struct ma_unit),
-  .unit_base = AT (struct ma_unit, base),
   .unit_sizes = AT (struct ma_unit, sizes),
   .unit_slot = AT (struct ma_unit, slot),
   .unit_avail = AT (struct ma_unit, avail),

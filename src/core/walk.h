@@ -19,13 +19,13 @@ struct ma_layout
   const unsigned *page_shift; /* NULL: 12 */
   const void *sealed;
   malloc_arena *const *arenas;
-  uint32_t sealed_base, sealed_size, sealed_dump_refused;
+  uint32_t sealed_base, sealed_size, sealed_units, sealed_dump_refused;
   uint32_t arena_magic, arena_kind, arena_fork_policy, arena_limit, arena_name, arena_mapped,
       arena_locals, arena_larges;
   uint32_t local_heaps, local_next;
   uint32_t unit_size; /* in bytes */
-  uint32_t unit_base, unit_sizes, unit_slot, unit_avail, unit_kind, unit_state, unit_opened,
-      unit_away, unit_locked, unit_large, unit_heap_next, unit_heap_units, unit_free, unit_remote,
+  uint32_t unit_sizes, unit_slot, unit_avail, unit_kind, unit_state, unit_opened, unit_away,
+      unit_locked, unit_large, unit_heap_next, unit_heap_units, unit_free, unit_remote,
       unit_is_block, unit_block, unit_block_size, unit_pages, unit_end, unit_is_locked;
   uint32_t words; /* of unit_free and unit_remote */
 };

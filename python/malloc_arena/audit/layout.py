@@ -29,12 +29,13 @@ from ..snapshot import (
 from .process import DELETED, CannotLook, Process
 from .source import Mapping, Source, fetch, word
 
-_VERSION = 1
+_VERSION = 2
 # In the order of struct ma_layout, whose head is: version, number of arenas, and three pointers.
 _HEAD = struct.Struct("<IIQQQ")
 _FIELDS = (
     "sealed_base",
     "sealed_size",
+    "sealed_units",
     "sealed_dump_refused",
     "arena_magic",
     "arena_kind",
@@ -47,7 +48,6 @@ _FIELDS = (
     "local_heaps",
     "local_next",
     "unit_size",
-    "unit_base",
     "unit_sizes",
     "unit_slot",
     "unit_avail",
@@ -149,6 +149,11 @@ class _Reader:
         self._page = 1 << (self._u32(page_shift) if page_shift else 12)
         self._unit = 16 * self._page
         self._dump_refused = self._u32(self._sealed + self._at["sealed_dump_refused"])
+        self._region = (
+            self._field(self._sealed, "sealed_base"),
+            self._field(self._sealed, "sealed_size"),
+        )
+        self._units = self._field(self._sealed, "sealed_units")
 
     def _u32(self, address: int) -> int:
         return int.from_bytes(fetch(self._source, address, 4), "little")
@@ -157,17 +162,13 @@ class _Reader:
         return word(self._source, base + self._at[name])
 
     def snapshot(self, pid: int, name: str) -> Snapshot:
-        region = (
-            self._field(self._sealed, "sealed_base"),
-            self._field(self._sealed, "sealed_size"),
-        )
         table = fetch(self._source, self._table, 8 * self._count)
         arenas = [
             self._arena(at)
             for (at,) in struct.iter_unpack("<Q", table[: len(table) // 8 * 8])
             if at and self._field(at, "arena_magic") == _MAGIC
         ]
-        return Snapshot(pid, name, region, tuple(arenas))
+        return Snapshot(pid, name, self._region, tuple(arenas))
 
     def _chain(self, first: int, following: str) -> Iterator[int]:
         for _ in range(_MOST):
@@ -218,15 +219,20 @@ class _Reader:
         for at in range(0, len(data) // size * size, size):
             unit = data[at : at + size]
             if unit[self._at["unit_kind"]] == _DENSE:
-                slabs.append(self._slab(unit, kind, policy))
-        return Heap(self._field(first, "unit_base"), units * self._unit, tuple(slabs))
+                slabs.append(self._slab(first + at, unit, kind, policy))
+        return Heap(self._start(first), units * self._unit, tuple(slabs))
 
     def _of(self, unit: bytes, name: str, size: int) -> int:
         at = self._at[name]
         return int.from_bytes(unit[at : at + size], "little")
 
-    def _slab(self, unit: bytes, kind: int, policy: int) -> Slab:
-        base, slot = self._of(unit, "unit_base", 8), self._of(unit, "unit_slot", 2)
+    def _start(self, unit: int) -> int:
+        """Where the pages are that UNIT tells of."""
+        number = (unit - self._units) // int(self._at["unit_size"])
+        return self._region[0] + number * self._unit
+
+    def _slab(self, at: int, unit: bytes, kind: int, policy: int) -> Slab:
+        slot = self._of(unit, "unit_slot", 2)
         avail, state = self._of(unit, "unit_avail", 2), self._of(unit, "unit_state", 1)
         opened, away = self._of(unit, "unit_opened", 1), self._of(unit, "unit_away", 2)
         locked = self._of(unit, "unit_locked", 2)
@@ -254,7 +260,7 @@ class _Reader:
         whole = (1 << opened) - 1
         flags |= _LOCKED if locked & whole == whole else 0
         return Slab(
-            base,
+            self._start(at),
             slot,
             opened * self._page,
             flags_of(flags),
@@ -269,7 +275,6 @@ class _Reader:
 
     def _large(self, at: int, kind: int, policy: int) -> Large:
         unit = fetch(self._source, at, self._at["unit_size"])
-        base = self._of(unit, "unit_base", 8)
         end = self._of(unit, "unit_end", 8)
         pages = self._of(unit, "unit_pages", 8) * self._page
         flags = self._flags(self._of(unit, "unit_state", 1), kind, policy) | _IS_GUARDED
@@ -281,7 +286,7 @@ class _Reader:
             pages,
             LIVE if live else FREE,
             flags_of(flags),
-            start - base,
+            start - self._start(at),
             self._page,
             self._of(unit, "unit_block", 8) if live else 0,
             self._of(unit, "unit_block_size", 8) if live else 0,
