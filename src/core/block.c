@@ -110,18 +110,25 @@ own_part (const struct ma_unit *unit)
   return thread ? thread->locals[unit->local->arena->index] : NULL;
 }
 
-MA_HOT MA_VECTORS void
-ma_release (void *p)
+void
+ma_release_other (struct ma_unit *unit, void *p)
 {
-  struct ma_unit *unit = ma_unit_of (p);
-  if (likely (unit->kind == MA_UNIT_DENSE))
+  if (unit->kind == MA_UNIT_DENSE)
     {
-      ma_dense_free_here (unit, p);
+      ma_dense_free_other (unit, p);
       return;
     }
   if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))
     no_block (unit, p);
   ma_large_free (own_part (unit), unit, p, NULL, 0);
+}
+
+MA_HOT MA_VECTORS void
+ma_release (void *p)
+{
+  struct ma_unit *unit = ma_unit_of (p);
+  if (unlikely (!ma_dense_free_here (unit, p)))
+    ma_release_other (unit, p);
 }
 
 size_t
@@ -167,7 +174,7 @@ ma_resize (void *p, size_t size)
   if (is_dense)
     {
       memcpy (q, p, kept);
-      ma_dense_free (unit, p);
+      ma_release (p);
     }
   else
     ma_large_free (local, unit, p, q, kept);

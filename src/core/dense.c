@@ -116,40 +116,40 @@ ma_dense_check (struct ma_unit *unit, const void *p)
 
 /* ---- alloc ---- */
 
-/* Takes a slot of the word that the hint names, which has one. */
-MA_INLINE char *
-pop_hint (struct ma_local *local, struct ma_unit *unit, size_t size)
+MA_CLONED void *
+ma_dense_taken (size_t size, char *p, struct ma_local *local, const struct ma_unit *unit)
 {
-  size_t at = unit->hint;
-  return ma_unit_base (unit) + ma_dense_pop (local, unit, size, at, unit->free[at]) * unit->slot;
-}
-
-static __attribute__ ((noinline)) MA_CLONED void *
-take_any (struct ma_local *local, char *p, size_t size, size_t slot)
-{
-  if (local->is_verified && !ma_is_zero (p, slot))
+  if (local->is_verified && !ma_is_zero (p, unit->slot))
     ma_fatal_block ("use after wipe", p, local->arena->name);
-  slot_canary_long (p, size, slot);
+  slot_canary_long (p, size, unit->slot);
   return p;
 }
 
-MA_COLD void *
-ma_dense_refilled (struct ma_local *local, size_t size, unsigned class)
+/* A slot for SIZE of a slab that the class gets now. */
+static char *
+pop_refilled (struct ma_local *local, unsigned class, size_t size)
 {
   struct ma_unit *unit = ma_slab_refill (local, class);
-  if (unit == NULL)
-    return NULL;
-  return take_any (local, pop_hint (local, unit, size), size, unit->slot);
+  char *p;
+  return unit != NULL && ma_dense_pop (local, unit, size, &p) ? p : NULL;
+}
+
+MA_COLD void *
+ma_dense_refilled (struct ma_local *local, size_t size)
+{
+  unsigned class = ma_class_of (size);
+  char *p = pop_refilled (local, class, size);
+  return p != NULL ? ma_dense_taken (size, p, local, local->current[class]) : NULL;
 }
 
 MA_HOT void *
 ma_dense_plain (struct ma_local *local, size_t size)
 {
   unsigned class = ma_class_table[(size + 15) / 16];
-  struct ma_unit *unit = local->current[class];
-  if (unlikely (unit->free[unit->hint] == 0) && (unit = ma_slab_refill (local, class)) == NULL)
-    return NULL;
-  return pop_hint (local, unit, size);
+  char *p;
+  return likely (ma_dense_pop (local, local->current[class], size, &p))
+             ? p
+             : pop_refilled (local, class, size);
 }
 
 void *
@@ -161,11 +161,11 @@ ma_dense_aligned (struct ma_local *local, size_t size, size_t align)
     class++;
   if (class == MA_CLASSES)
     return NULL;
-  struct ma_unit *unit = local->current[class];
-  if (unit->free[unit->hint] == 0 && (unit = ma_slab_refill (local, class)) == NULL)
+  char *p;
+  if (!ma_dense_pop (local, local->current[class], size, &p)
+      && (p = pop_refilled (local, class, size)) == NULL)
     return NULL;
-  char *p = pop_hint (local, unit, size);
-  return local->is_plain ? p : take_any (local, p, size, unit->slot);
+  return local->is_plain ? p : ma_dense_taken (size, p, local, local->current[class]);
 }
 
 #if MA_HAS_TAGS
@@ -221,7 +221,7 @@ free_tagged (struct ma_unit *unit, char *p, unsigned slot)
   if (unlikely (!slot_intact_long (bare, size, unit->slot)) && !wiped_by_fork (unit, bare, size))
     crime (unit, p, slot);
   ma_wipe_inline (bare, unit->slot);
-  ma_dense_push (unit, slot, size, p);
+  ma_dense_push (unit, slot, size, p, MA_LONG);
 }
 
 MA_CLONED void
@@ -236,13 +236,13 @@ ma_dense_free_other (struct ma_unit *unit, char *p)
   size_t size = checked (unit, p, slot);
   if (!unit->local->is_plain)
     ma_wipe_inline (p, unit->slot);
-  ma_dense_push (unit, slot, size, p);
+  ma_dense_push (unit, slot, size, p, MA_LONG);
 }
 
 void
 ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
 {
-  ma_dense_push (unit, slot, size, p);
+  ma_dense_push (unit, slot, size, p, MA_UNWIPED);
 }
 
 /* ---- mixed slabs, in the ways of the CPU ---- */
@@ -267,18 +267,22 @@ is_run (struct ma_local *local, struct ma_unit *unit)
 }
 
 #define MA_WAYS(width, target)                                                                     \
-  target static void *taken_##width (size_t size, char *p, struct ma_local *local,                 \
-                                     struct ma_unit *unit)                                         \
+  target static void *mixed_##width (size_t size, struct ma_unit *unit, struct ma_local *local)    \
   {                                                                                                \
-    int is_ready = unit->group == MA_MIXED                                                         \
-                   && (unlikely (is_run (local, unit)) ? slot_take (unit, p, size)                 \
-                                                       : slot_take_mixed_##width (unit, p, size)); \
-    return likely (is_ready) ? p : take_any (local, p, size, unit->slot);                          \
+    size_t at = unit->hint;                                                                        \
+    uint64_t free = unit->free[at];                                                                \
+    if (unlikely (free == 0))                                                                      \
+      return ma_dense_refilled (local, size);                                                      \
+    char *p = ma_dense_first (local, unit, size, at, free);                                        \
+    int is_ready = likely (!is_run (local, unit)) ? slot_take_mixed_##width (unit, p, size)        \
+                   : unit->slot <= 144            ? slot_take_144 (unit, p, size)                  \
+                                                  : slot_take_2048 (unit, p, size);                \
+    return likely (is_ready) ? p : ma_dense_taken (size, p, local, unit);                          \
   }                                                                                                \
   target static void free_mixed_##width (char *p, size_t slot, size_t size, struct ma_unit *unit)  \
   {                                                                                                \
     if (likely (slot_give_mixed_##width (unit, p, size)))                                          \
-      ma_dense_push (unit, slot, size, p);                                                         \
+      ma_dense_push (unit, slot, size, p, MA_MIXED);                                               \
     else                                                                                           \
       ma_dense_free_other (unit, p);                                                               \
   }
@@ -286,12 +290,8 @@ is_run (struct ma_local *local, struct ma_unit *unit)
 MA_WAYS (32, MA_TARGET_32)
 MA_WAYS (64, MA_TARGET_64)
 
-/* A CPU without such vectors: all slots are long, or not wiped, and no slab is mixed. */
-static void *
-taken_none (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
-{
-  return take_any (local, p, size, unit->slot);
-}
+/* A CPU without such vectors: no slab is mixed. */
+#define mixed_none NULL
 #define free_mixed_none NULL
 
 #define MA_CHOICE(name)                                                                            \
@@ -302,26 +302,14 @@ taken_none (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
   }                                                                                                \
   __typeof__ (ma_dense_##name) ma_dense_##name __attribute__ ((ifunc ("choose_" #name)));
 
-MA_CHOICE (taken)
+MA_CHOICE (mixed)
 MA_CHOICE (free_mixed)
-#else
-void *
-ma_dense_taken (size_t size, char *p, struct ma_local *local, struct ma_unit *unit)
-{
-  return take_any (local, p, size, unit->slot);
-}
 #endif
 
 MA_VECTORS MA_HOT void *
 ma_dense_alloc (struct ma_local *local, size_t size)
 {
   return ma_dense_alloc_here (local, size);
-}
-
-MA_VECTORS MA_HOT void
-ma_dense_free (struct ma_unit *unit, void *p)
-{
-  ma_dense_free_here (unit, p);
 }
 
 int

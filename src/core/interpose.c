@@ -319,7 +319,7 @@ MA_EXPORT MA_HOT IN_A_LINE MA_VECTORS void *
 malloc (size_t size)
 {
   struct ma_local *local = ma_active;
-  if (likely (local == NULL))
+  if (unlikely (local == NULL))
     return next.routine.malloc (size);
   if (unlikely (MAY_BE_LOADER ()))
     return malloc_from_above (size);
@@ -330,16 +330,14 @@ malloc (size_t size)
 MA_EXPORT MA_HOT IN_A_LINE MA_VECTORS void
 free (void *p)
 {
-  if (likely (!ma_is_ours (p)))
+  if (unlikely (!ma_is_ours (p)))
     {
       next.routine.free (p);
       return;
     }
   struct ma_unit *unit = ma_unit_of (p);
-  if (likely (unit->kind == MA_UNIT_DENSE))
-    ma_dense_free_here (unit, p);
-  else
-    ma_release (p);
+  if (unlikely (!ma_dense_free_here (unit, p)))
+    ma_release_other (unit, p);
 }
 
 MA_EXPORT MA_HOT IN_A_LINE void *

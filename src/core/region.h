@@ -67,21 +67,22 @@ enum ma_large_state
  * it writes. Sized so that neighbours do not fall into the same cache sets. */
 struct ma_unit
 {
+  char *last; /* slot that was taken last, and is often the next one as well: where it is, */
   struct ma_local *local; /* of its arena; the owner of a slab */
   uint16_t *sizes;        /* by slot: 1 + the requested size; 0 where there is no live block */
-  uint32_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
+  uint64_t inverse;       /* ceil (2^32 / slot): a division by multiplication */
   uint16_t slot;          /* bytes */
-  uint16_t least;         /* the sizes whose free takes the fast path: LEAST to LEAST + SPAN */
-  uint16_t span;
-  uint16_t avail; /* slots on pages that are open */
+  uint16_t least;         /* what is in SIZES of blocks whose free takes the fast path, */
+  uint16_t span;          /* up to LEAST + SPAN */
+  uint16_t guess;         /* and its number */
   uint8_t kind;
+  uint8_t group;   /* of slots, see slot.h; 0 where there are none */
+  uint8_t hint;    /* word of FREE to look at first */
+  uint8_t middle;  /* of slot.h, for slots of up to 144 bytes; */
+  uint8_t step[6]; /* for MA_MIXED */
   uint8_t class;
-  uint8_t group;     /* of slots, see slot.h */
-  uint8_t hint;      /* word of FREE to look at first */
-  uint16_t guess;    /* slot that was taken last, and is often the next one as well */
-  uint8_t stroke[3]; /* of slot.h, for slots of up to 144 bytes; */
-  uint8_t step[6];   /* for MA_MIXED */
   uint8_t rest;      /* least canary bytes after a block */
+  uint16_t avail;    /* slots on pages that are open */
   uint8_t is_tagged; /* blocks have tags, see tag.h; here, so that a free knows it of any unit */
   union
   {

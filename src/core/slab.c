@@ -190,6 +190,7 @@ static void
 put_idle (struct ma_local *local, struct ma_unit *unit)
 {
   unit->kind = MA_UNIT_IDLE;
+  unit->group = MA_NO_SLAB;
   unit->next = local->idle;
   local->idle = unit;
 }
@@ -266,28 +267,31 @@ open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
   size_t slots = ma_slots_in (MA_UNIT_PAGES, unit->slot) + 1;
   unit->sizes = ma_region_sizes (unit, slots < MA_SLOTS ? slots : MA_SLOTS);
   unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
-  for (unsigned i = 0; i < 3; i++)
-    unit->stroke[i] = slot_stroke (i + 1, unit->slot);
+  unit->middle = slot_middle (unit->slot);
   unit->rest = local->is_plain ? 0 : MA_CANARY;
-  unit->least = local->is_plain ? 0 : slot_least (ma_class_of_slab (class));
-  unit->span = (uint16_t)(unit->slot - unit->rest - unit->least);
+  size_t least = local->is_plain ? 0 : slot_least (ma_class_of_slab (class));
+  unit->least = (uint16_t)(1 + least);
+  unit->span = (uint16_t)(unit->slot - unit->rest - least);
   unit->is_tagged = (uint8_t)local->is_tagged;
   if (local->is_tagged)
     unit->group = MA_LONG;
 #ifdef MA_WIDE
   for (unsigned i = 0; i < 6; i++)
     unit->step[i] = slot_step (i + 1, unit->slot);
-  if (unit->group < MA_MIXED && ma_vector_width () == 16)
-    unit->group = MA_LONG;
-  else if (unit->slot > 48 && unit->slot <= 512 && unit->group < MA_MIXED)
-    unit->group = MA_MIXED;
+  int width = ma_vector_width ();
+  if (unit->group < MA_MIXED)
+    unit->group = (uint8_t)(width == 16                            ? MA_LONG
+                            : unit->slot > 48 && unit->slot <= 512 ? MA_MIXED
+                                                                   : ma_slot_group (unit->slot));
 #endif
   if (unit->group == MA_LONG || is_object (unit))
     {
       unit->least = UINT16_MAX;
       unit->span = 0;
     }
-  unit->inverse = (uint32_t)((((uint64_t)1 << 32) + unit->slot - 1) / unit->slot);
+  unit->last = ma_unit_base (unit);
+  unit->guess = 0;
+  unit->inverse = (((uint64_t)1 << 32) + unit->slot - 1) / unit->slot;
   unit->opened = 0;
   unit->avail = 0;
   unit->away = 0;

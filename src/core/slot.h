@@ -1,17 +1,17 @@
 /* slot.h - the bytes of a slot: all zero while it is free; a block and its canary while it is not.
  *
- * This is what the fast paths spend their time on, in vectors of 32 bytes. Slots are in groups: those of up to 144
- * bytes have a fixed number of vectors, which lie on each other where the slot has not so many; those of up to 2,048
- * are looped over. Longer ones are looped over out of line, and so are all where the CPU is an x86-64 without such
- * vectors; on others the compiler makes two of each.
+ * This is what the fast paths spend their time on, in vectors of 32 bytes. Slots are in groups: those of up to 288
+ * bytes have a fixed number of vectors, from the start and from the end, which lie on each other where the slot has not
+ * so many; those of up to 2,048 are looped over. Longer ones are looped over out of line, and so are all where the CPU
+ * is an x86-64 without such vectors; on others the compiler makes two of each.
  *
  * Where sizes are mixed, the branch on the group and the end of the loop are mispredicted, which takes as long as
  * 500 bytes of stores. There each slot of 64 to 512 bytes gets what the longest one needs, the last ones of its
  * vectors on each other.
  *
- * A load waits for the cache when the bytes it wants were just written by two stores. So slots are
- * multiples of 32, or the vectors of both passes lie so that each load is one store; and the canary,
- * before which its owner has just written, is read in words.
+ * A load waits for the cache when the bytes it wants were just written by two stores. So slots are multiples of 32, or
+ * the vectors of both passes lie so that the bytes of each load are of one store; and the canary, before which its owner
+ * has just written, is read in words.
  */
 #ifndef MA_SLOT_H
 #define MA_SLOT_H
@@ -35,7 +35,7 @@ is_start (const struct ma_unit *unit, uint64_t product, const char *p)
 {
   /* What is left below the point is less than one step for those; in a slab of larger pages the error
    * of the inverse adds up to more than that. */
-  return MA_PAGE_MOST == 4096 ? (uint32_t)product < unit->inverse
+  return MA_PAGE_MOST == 4096 ? (uint32_t)product < (uint32_t)unit->inverse
                               : ma_unit_offset (p) == (product >> 32) * unit->slot;
 }
 
@@ -43,6 +43,34 @@ static inline uint64_t
 bit_of (size_t slot)
 {
   return (uint64_t)1 << (slot & 63);
+}
+
+/* Of a word that has one. */
+static inline size_t
+first_bit (uint64_t word)
+{
+#if defined(__x86_64__)
+  /* tzcnt, where the CPU knows it. The compiler takes three instructions. */
+  size_t bit;
+  __asm__ ("rep bsfq %1, %0" : "=r"(bit) : "r"(word) : "cc");
+  return bit;
+#else
+  return (unsigned)__builtin_ctzl (word);
+#endif
+}
+
+/* Takes the bit of the slot, if the word has it; whether it had. */
+static inline int
+take_bit (uint64_t *word, size_t slot)
+{
+  int had;
+#if defined(__x86_64__)
+  __asm__ ("btrq %2, %0" : "+r"(*word), "=@ccc"(had) : "r"(slot));
+#else
+  had = (*word & bit_of (slot)) != 0;
+  *word &= ~bit_of (slot);
+#endif
+  return had;
 }
 
 static inline uint64_t
@@ -80,11 +108,13 @@ is_object (const struct ma_unit *unit)
   return unit->class >= MA_CLASSES;
 }
 
-/* In the order of their slots: comparisons mean "up to". */
+/* How a slab's slots are looked at, written and wiped. */
 enum ma_group
 {
-  MA_UP_TO_48, /* two vectors, where the next group has five */
+  MA_NO_SLAB, /* of a unit that is none */
+  MA_UP_TO_48,
   MA_UP_TO_144,
+  MA_UP_TO_288,
   MA_UP_TO_2048,
   MA_MIXED,   /* 64 to 512 bytes, in a CPU with wider vectors: sizes come in turns */
   MA_UNWIPED, /* no canary, nothing is looked at: any size of a plain arena */
@@ -96,6 +126,7 @@ ma_slot_group (size_t slot)
 {
   return slot <= 48     ? MA_UP_TO_48
          : slot <= 144  ? MA_UP_TO_144
+         : slot <= 288  ? MA_UP_TO_288
          : slot <= 2048 ? MA_UP_TO_2048
                         : MA_LONG;
 }
@@ -130,40 +161,53 @@ slot_is_none (const ma_v32 *seen)
 #endif
 }
 
-/* Adds 16 bytes to what is SEEN. */
+/* What is SEEN begins with 16 bytes, and gets 16 more: beside other halves. */
 MA_INLINE void
 slot_see_half (ma_v32 *seen, const char *p)
 {
   const ma_v16 *half = (const ma_v16 *)p;
 #ifdef MA_WIDE
   /* The compiler takes four instructions. */
-  ma_v32 wide;
-  __asm__ ("vmovdqu %1, %x0" : "=x"(wide) : "m"(*half));
+  __asm__ ("vmovdqu %1, %x0" : "=x"(*seen) : "m"(*half));
 #else
-  ma_v32 wide = { (*half)[0], (*half)[1], 0, 0 };
+  *seen = (ma_v32){ (*half)[0], (*half)[1], 0, 0 };
 #endif
-  *seen |= wide;
+}
+
+MA_INLINE void
+slot_see_another_half (ma_v32 *seen, const char *p)
+{
+  const ma_v16 *half = (const ma_v16 *)p;
+#ifdef MA_WIDE
+  __asm__ ("vpor %1, %x0, %x0" : "+x"(*seen) : "m"(*half));
+#else
+  *seen |= (ma_v32){ (*half)[0], (*half)[1], 0, 0 };
+#endif
 }
 
 #define AT(p, offset) (*(ma_v32 *)((p) + (offset)))
 #define CONST_AT(p, offset) (*(const ma_v32 *)((p) + (offset)))
 
-/* Where in a slot of up to 144 bytes the second to fourth vector lies: on the last whole one, if there are not so
- * many. */
+/* Where in a slot of 64 to 144 bytes the half vector lies that is between the first two and the last two, if there is
+ * something between. */
 static inline uint8_t
-slot_stroke (unsigned i, size_t slot)
+slot_middle (size_t slot)
 {
-  size_t last = (slot & ~(size_t)31) - 32;
-  return (uint8_t)(32 * i < last ? 32 * i : last);
+  return slot > 128 ? 64 : 0;
 }
 
-/* What of the canary is in the vector AT, written over a zero slot: the bytes of the block stay zero. */
+/* What of the canary is in the last vector, or in the one that is BEFORE bytes before it, written over a zero slot: the
+ * bytes of the block stay zero. */
 MA_INLINE void
-slot_canary_vector (char *p, size_t size, size_t at)
+slot_canary_vector (char *p, size_t size, size_t slot, size_t before)
 {
   long long word = (long long)ma_sealed.canary;
   ma_v32 canary = { word, word, word, word };
-  AT (p, at) = canary & SLOT_MASK (size, at);
+  size_t rest = slot - size;
+  /* One subtraction. */
+  __asm__ ("" : "+r"(rest));
+  AT (p, slot - 32 - before)
+      = canary & *(const ma_v32_anywhere *)(ma_slot_masks + SLOT_BOUNDARY - 32 - before + rest);
 }
 
 typedef uint64_t ma_word __attribute__ ((aligned (1), may_alias));
@@ -223,26 +267,63 @@ slot_least (unsigned class)
   return (uint16_t)((class != 0 ? ma_class_slot[class - 1] : MA_SLOT_LEAST - 16) - MA_CANARY + 1);
 }
 
-/* Gives a free slot of up to 2,048 bytes to a block of a size of its class: 0 if it was written since it was
- * wiped, and then the canary is not. Those of up to 144 are whole vectors and, every second of them, 16 bytes
- * more. Those of up to 48 bytes have the jump: they have time for it. */
+/* Each gives a free slot to a block of a size of its class: 0 if it was written since it was wiped, and then the canary
+ * is not. Slots of 32 and 48 bytes. */
 MA_INLINE int
-slot_take (const struct ma_unit *unit, char *p, size_t size)
+slot_take_48 (const struct ma_unit *unit, char *p, size_t size)
 {
   size_t slot = unit->slot;
-  if (likely (unit->group <= MA_UP_TO_144))
-    {
-      const uint8_t *stroke = unit->stroke;
-      ma_v32 seen = CONST_AT (p, 0);
-      slot_see_half (&seen, p + slot - 16);
-      if (likely (unit->group != MA_UP_TO_48))
-        seen |= CONST_AT (p, stroke[0]) | CONST_AT (p, stroke[1]) | CONST_AT (p, stroke[2]);
-      if (unlikely (!slot_is_none (&seen)))
-        return 0;
-      slot_canary_vector (p, size, slot - 32);
-      return 1;
-    }
-  /* The last five vectors, and four at a time of what is before: of up to 288 bytes, once. */
+  ma_v32 seen;
+  slot_see_half (&seen, p + slot - 16);
+  seen |= CONST_AT (p, 0);
+  if (unlikely (!slot_is_none (&seen)))
+    return 0;
+  slot_canary_vector (p, size, slot, 0);
+  return 1;
+}
+
+/* Of 64 to 144: the two last vectors are what was stored last, and each 16 bytes of what is before them are of one
+ * store. */
+MA_INLINE int
+slot_take_144 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  ma_v32 seen;
+  slot_see_half (&seen, p);
+  slot_see_another_half (&seen, p + 16);
+  slot_see_another_half (&seen, p + 32);
+  slot_see_another_half (&seen, p + 48);
+  slot_see_another_half (&seen, p + unit->middle);
+  seen |= CONST_AT (p, slot - 64);
+  seen |= CONST_AT (p, slot - 32);
+  if (unlikely (!slot_is_none (&seen)))
+    return 0;
+  slot_canary_vector (p, size, slot, 0);
+  return 1;
+}
+
+/* Of 160 to 288: the first four vectors and the last five, some of them twice. */
+MA_INLINE int
+slot_take_288 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  const char *end = p + slot - 160;
+  ma_v32 seen = (CONST_AT (p, 0) | CONST_AT (p, 32)) | (CONST_AT (p, 64) | CONST_AT (p, 96));
+  seen |= (CONST_AT (end, 0) | CONST_AT (end, 32)) | (CONST_AT (end, 64) | CONST_AT (end, 96))
+          | CONST_AT (end, 128);
+  if (unlikely (!slot_is_none (&seen)))
+    return 0;
+  slot_canary_vector (p, size, slot, 0);
+  if (unlikely (size < slot - 32))
+    slot_canary_vector (p, size, slot, 32);
+  return 1;
+}
+
+/* Of 320 to 2,048: the last five vectors, and four at a time of what is before. */
+MA_INLINE int
+slot_take_2048 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
   const char *end = p + slot - 160;
   const char *at = p;
   ma_v32 seen = (CONST_AT (end, 0) | CONST_AT (end, 32)) | (CONST_AT (end, 64) | CONST_AT (end, 96))
@@ -255,49 +336,118 @@ slot_take (const struct ma_unit *unit, char *p, size_t size)
   while (at < end);
   if (unlikely (!slot_is_none (&seen)))
     return 0;
-  slot_canary_vector (p, size, slot - 32);
-  for (size_t i = slot - 32; i > size;)
-    slot_canary_vector (p, size, i -= 32);
+  slot_canary_vector (p, size, slot, 0);
+  for (size_t before = 32; unlikely (slot - 32 - before + 32 > size); before += 32)
+    slot_canary_vector (p, size, slot, before);
   return 1;
 }
 
-/* Wipes it if no byte after the block was written. GROUP is UNIT's, which its owner may change. */
+/* What two ways have in common would be read before the branch, into registers that would have to be saved. */
+#define SLOT_APART() __asm__ volatile ("" : : : "memory")
+
+/* Whether the words of the canary are intact at P + SIZE and at the end of the slot, where the last of them is at LAST. */
 MA_INLINE int
-slot_give (const struct ma_unit *unit, char *p, size_t size, unsigned group)
+slot_ends_intact (const char *p, size_t size, const char *last)
 {
-  uint64_t damage = *(const ma_word *)(p + size) ^ slot_canary_word (size);
-  const char *word = p + unit->slot - 8;
-  damage |= *(const ma_word *)word ^ ma_sealed.canary;
-  /* Here and below: what is kept of the unit and the canary takes registers that would have to be saved. */
-  __asm__ volatile ("" : "+r"(damage) : : "memory");
-  ma_v32 zero = { 0, 0, 0, 0 };
-  if (likely (group <= MA_UP_TO_144))
-    {
-      /* Of the last 16 bytes what is after the first 8. */
-      const char *first = p + ((size + 7) & ~(size_t)7);
-      word = word - 8 > first ? word - 8 : first;
-      damage |= *(const ma_word *)word ^ ma_sealed.canary;
-      if (unlikely (damage != 0))
-        return 0;
-      __asm__ volatile ("" : : : "memory");
-      const uint8_t *stroke = unit->stroke;
-      /* Last first: what the others write again is read from them. */
-      AT (p, (size_t)unit->slot - 32) = zero;
-      AT (p, 0) = zero;
-      if (likely (unit->group != MA_UP_TO_48))
-        AT (p, stroke[0]) = AT (p, stroke[1]) = AT (p, stroke[2]) = zero;
-      __asm__ volatile ("" : : "r"(p) : "memory");
-      return 1;
-    }
-  for (word -= 8; word > p + size; word -= 8)
-    {
-      damage |= *(const ma_word *)word ^ ma_sealed.canary;
-      __asm__ volatile ("" : "+r"(damage) : : "memory");
-    }
-  if (unlikely (damage != 0))
+  return likely (*(const ma_word *)(p + size) == slot_canary_word (size))
+         && likely (*(const ma_word *)last == ma_sealed.canary);
+}
+
+/* The same of a slot of up to 144, where the canary has up to 23 bytes: of the last 16 what is after the first 8. */
+MA_INLINE int
+slot_intact_144 (const char *p, size_t size, size_t slot)
+{
+  const char *last = p + slot - 8;
+  if (unlikely (!slot_ends_intact (p, size, last)))
     return 0;
-  __asm__ volatile ("" : : : "memory");
-  /* As slot_take looks at it. */
+  const char *first = (const char *)(((uintptr_t)(p + size) + 7) & ~(uintptr_t)7);
+  const char *word = last - 8 > first ? last - 8 : first;
+  return likely (*(const ma_word *)word == ma_sealed.canary);
+}
+
+/* Each wipes a slot if no byte after the block was written. */
+MA_INLINE int
+slot_give_48 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  if (unlikely (!slot_intact_144 (p, size, slot)))
+    return 0;
+  ma_v32 zero = { 0, 0, 0, 0 };
+  /* Last first: what the other writes again is read from that. */
+  AT (p, slot - 32) = zero;
+  AT (p, 0) = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
+  return 1;
+}
+
+MA_INLINE int
+slot_give_144 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  if (unlikely (!slot_intact_144 (p, size, slot)))
+    return 0;
+  ma_v32 zero = { 0, 0, 0, 0 };
+  *(ma_v16 *)(p + unit->middle) = (ma_v16){ 0, 0 };
+  AT (p, 0) = AT (p, 32) = zero;
+  AT (p, slot - 64) = zero;
+  AT (p, slot - 32) = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
+  return 1;
+}
+
+/* Whether the last vector of the slot is canary. */
+MA_INLINE int
+slot_last_intact (const char *p, size_t slot)
+{
+  long long word = (long long)ma_sealed.canary;
+  ma_v32 damage = CONST_AT (p, slot - 32) ^ (ma_v32) { word, word, word, word };
+  return slot_is_none (&damage);
+}
+
+/* Of 160 to 288, where the canary has up to 39 bytes. If it has 32, the owner has not just written in the last vector,
+ * and IS_LAST_INTACT looks at that. */
+MA_INLINE int
+slot_intact_288 (const char *p, size_t size, size_t slot,
+                 int (*is_last_intact) (const char *, size_t))
+{
+  if (size <= slot - 32)
+    return likely (*(const ma_word *)(p + size) == slot_canary_word (size))
+           && is_last_intact (p, slot);
+  SLOT_APART ();
+  const char *last = p + slot - 8;
+  if (unlikely (!slot_ends_intact (p, size, last)))
+    return 0;
+  return unlikely (last - 8 <= p + size)
+         || (likely (*(const ma_word *)(last - 8) == ma_sealed.canary)
+             && (likely (last - 16 <= p + size)
+                 || *(const ma_word *)(last - 16) == ma_sealed.canary));
+}
+
+MA_INLINE int
+slot_give_288 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  if (unlikely (!slot_intact_288 (p, size, slot, slot_last_intact)))
+    return 0;
+  ma_v32 zero = { 0, 0, 0, 0 };
+  char *end = p + slot - 160;
+  AT (end, 0) = AT (end, 32) = AT (end, 64) = AT (end, 96) = AT (end, 128) = zero;
+  AT (p, 0) = AT (p, 32) = AT (p, 64) = AT (p, 96) = zero;
+  __asm__ volatile ("" : : "r"(p) : "memory");
+  return 1;
+}
+
+MA_INLINE int
+slot_give_2048 (const struct ma_unit *unit, char *p, size_t size)
+{
+  const char *last = p + unit->slot - 8;
+  if (unlikely (!slot_ends_intact (p, size, last)))
+    return 0;
+  for (const char *word = last - 8; likely (word > p + size); word -= 8)
+    if (unlikely (*(const ma_word *)word != ma_sealed.canary))
+      return 0;
+  ma_v32 zero = { 0, 0, 0, 0 };
+  /* As slot_take_2048 looks at it. */
   char *end = p + unit->slot - 160;
   char *at = p;
   AT (end, 0) = AT (end, 32) = AT (end, 64) = AT (end, 96) = AT (end, 128) = zero;
@@ -339,8 +489,8 @@ slot_take_mixed_32 (const struct ma_unit *unit, char *p, size_t size)
     }
   if (unlikely (!slot_is_none (&seen)))
     return 0;
-  slot_canary_vector (p, size, unit->slot - 32);
-  slot_canary_vector (p, size, unit->slot - 64);
+  slot_canary_vector (p, size, unit->slot, 0);
+  slot_canary_vector (p, size, unit->slot, 32);
   return 1;
 }
 
@@ -434,6 +584,25 @@ slot_give_mixed_64 (const struct ma_unit *unit, char *p, size_t size)
   return 1;
 }
 #endif
+
+/* As above, of a slot in a slab of GROUP, which the compiler knows; not of MA_MIXED. */
+MA_INLINE int
+slot_take (enum ma_group group, const struct ma_unit *unit, char *p, size_t size)
+{
+  return group == MA_UP_TO_48    ? slot_take_48 (unit, p, size)
+         : group == MA_UP_TO_144 ? slot_take_144 (unit, p, size)
+         : group == MA_UP_TO_288 ? slot_take_288 (unit, p, size)
+                                 : slot_take_2048 (unit, p, size);
+}
+
+MA_INLINE int
+slot_give (enum ma_group group, const struct ma_unit *unit, char *p, size_t size)
+{
+  return group == MA_UP_TO_48    ? slot_give_48 (unit, p, size)
+         : group == MA_UP_TO_144 ? slot_give_144 (unit, p, size)
+         : group == MA_UP_TO_288 ? slot_give_288 (unit, p, size)
+                                 : slot_give_2048 (unit, p, size);
+}
 
 #undef AT
 #undef CONST_AT

@@ -14,7 +14,8 @@
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)         \
     && defined(__GNUC__) && !defined(__clang__)
 #define MA_WIDE 1
-#if __GNUC__ >= 12 /* older ones do not know the name; the bit instructions are missing there */
+#define MA_IS_WIDE 1 /* for an if */
+#if __GNUC__ >= 12   /* older ones do not know the name; the bit instructions are missing there */
 #define MA_CLONED __attribute__ ((target_clones ("arch=x86-64-v3", "default")))
 #else
 #define MA_CLONED __attribute__ ((target_clones ("avx2", "default")))
@@ -42,6 +43,7 @@ ma_vector_width (void)
 /* Of a function that is chosen so: its callers jump to it, not to a jump to it. */
 #define MA_DIRECT __attribute__ ((noplt))
 #else
+#define MA_IS_WIDE 0
 #define MA_CLONED
 #define MA_VECTORS
 #define MA_DIRECT

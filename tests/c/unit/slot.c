@@ -28,23 +28,20 @@ struct way
   size_t longest; /* canary; 0: of the slot's own sizes */
 };
 
-MA_VECTORS static int
-take_32 (const struct ma_unit *u, char *p, size_t size)
-{
-  return slot_take (u, p, size);
-}
+#define SHAPE(group)                                                                               \
+  MA_VECTORS static int take_##group (const struct ma_unit *u, char *p, size_t size)               \
+  {                                                                                                \
+    return slot_take (group, u, p, size);                                                          \
+  }                                                                                                \
+  MA_VECTORS static int give_##group (const struct ma_unit *u, char *p, size_t size)               \
+  {                                                                                                \
+    return slot_give (group, u, p, size);                                                          \
+  }
 
-/* Meanwhile the owner has made the slab mixed, if it may be. */
-MA_VECTORS static int
-give_32 (const struct ma_unit *u, char *p, size_t size)
-{
-  uint8_t group = u->group;
-  if (u->slot > 48 && u->slot <= 512)
-    unit.group = MA_MIXED;
-  int is_given = slot_give (u, p, size, group);
-  unit.group = group;
-  return is_given;
-}
+SHAPE (MA_UP_TO_48)
+SHAPE (MA_UP_TO_144)
+SHAPE (MA_UP_TO_288)
+SHAPE (MA_UP_TO_2048)
 
 #ifdef MA_WIDE
 #define MIXED(width, target)                                                                       \
@@ -141,9 +138,7 @@ look_all (const struct way *way)
       if (slot < way->least)
         continue;
       unit.slot = (uint16_t)slot;
-      unit.group = (uint8_t)(way->most < MOST ? MA_MIXED : ma_slot_group (slot));
-      for (unsigned i = 0; i < 3; i++)
-        unit.stroke[i] = slot_stroke (i + 1, slot);
+      unit.middle = slot_middle (slot);
 #ifdef MA_WIDE
       for (unsigned i = 0; i < 6; i++)
         unit.step[i] = slot_step (i + 1, slot);
@@ -173,7 +168,12 @@ main (void)
       return 0;
     }
 #endif
-  look_all (&(struct way){ "32 bytes", take_32, give_32, 0, MOST, 0 });
+#define LOOK_ALL(group, least, most)                                                               \
+  look_all (&(struct way){ #group, take_##group, give_##group, least, most, 0 })
+  LOOK_ALL (MA_UP_TO_48, 0, 48);
+  LOOK_ALL (MA_UP_TO_144, 64, 144);
+  LOOK_ALL (MA_UP_TO_288, 160, 288);
+  LOOK_ALL (MA_UP_TO_2048, 320, MOST);
 #ifdef MA_WIDE
   look_all (&(struct way){ "32 bytes, mixed sizes", take_mixed_32, give_mixed_32, 64, 512, 64 });
   if (!__builtin_cpu_supports ("avx512bw") || !__builtin_cpu_supports ("avx512dq")
