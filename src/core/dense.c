@@ -252,12 +252,12 @@ ma_dense_free_plain (char *p, size_t slot, size_t size, struct ma_unit *unit)
  * one's turn comes. Its branches are predicted there, and vectors that lie on each other would wait for what
  * was just wiped. Who frees may see either: both are right for its slots. */
 static inline int
-is_run (struct ma_local *local, struct ma_unit *unit)
+is_run (struct ma_local *local, struct ma_unit *unit, int width)
 {
   struct ma_unit *before = local->run;
   if (before == unit)
     {
-      __atomic_store_n (&unit->group, (uint8_t)ma_slot_group (unit->slot), __ATOMIC_RELAXED);
+      __atomic_store_n (&unit->group, (uint8_t)ma_slot_group (unit->slot, width), __ATOMIC_RELAXED);
       return 1;
     }
   if (before)
@@ -274,9 +274,9 @@ is_run (struct ma_local *local, struct ma_unit *unit)
     if (unlikely (free == 0))                                                                      \
       return ma_dense_refilled (local, size);                                                      \
     char *p = ma_dense_first (local, unit, size, at, free);                                        \
-    int is_ready = likely (!is_run (local, unit)) ? slot_take_mixed_##width (unit, p, size)        \
-                   : unit->slot <= 144            ? slot_take_144 (unit, p, size)                  \
-                                                  : slot_take_2048 (unit, p, size);                \
+    int is_ready = likely (!is_run (local, unit, width)) ? slot_take_mixed_##width (unit, p, size) \
+                   : unit->slot <= 144                   ? slot_take_144 (unit, p, size)           \
+                                                         : slot_take_2048 (unit, p, size);         \
     return likely (is_ready) ? p : ma_dense_taken (size, p, local, unit);                          \
   }                                                                                                \
   target static void free_mixed_##width (char *p, size_t slot, size_t size, struct ma_unit *unit)  \

@@ -139,7 +139,13 @@ ma_dense_alloc_here (struct ma_local *local, size_t size)
   if (unlikely (!ma_dense_pop (local, unit, size, &p)))
     return ma_dense_refilled (local, size);
   int is_ready = 0;
-  if (group < MA_MIXED)
+  if (MA_IS_WIDE && likely (group == MA_UPPER_144))
+    is_ready = slot_take (MA_UPPER_144, unit, p, size);
+  else if (MA_IS_WIDE && group == MA_UPPER_288)
+    is_ready = slot_take (MA_UPPER_288, unit, p, size);
+  else if (MA_IS_WIDE && group == MA_UPPER_48)
+    is_ready = slot_take (MA_UPPER_48, unit, p, size);
+  else if (group < MA_MIXED)
     {
       if (likely (group == MA_UP_TO_144))
         is_ready = slot_take (MA_UP_TO_144, unit, p, size);
@@ -201,7 +207,13 @@ MA_INLINE int
 ma_dense_free_here (struct ma_unit *unit, char *p)
 {
   unsigned group = __atomic_load_n (&unit->group, __ATOMIC_RELAXED);
-  if (group < MA_MIXED)
+  if (MA_IS_WIDE && likely (group == MA_UPPER_144))
+    ma_dense_free_in (MA_UPPER_144, unit, p);
+  else if (MA_IS_WIDE && group == MA_UPPER_288)
+    ma_dense_free_in (MA_UPPER_288, unit, p);
+  else if (MA_IS_WIDE && group == MA_UPPER_48)
+    ma_dense_free_in (MA_UPPER_48, unit, p);
+  else if (group < MA_MIXED)
     {
       if (likely (group == MA_UP_TO_144))
         ma_dense_free_in (MA_UP_TO_144, unit, p);

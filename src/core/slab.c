@@ -266,7 +266,7 @@ open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
   /* For any address of the unit, its guard page included. */
   size_t slots = ma_slots_in (MA_UNIT_PAGES, unit->slot) + 1;
   unit->sizes = ma_region_sizes (unit, slots < MA_SLOTS ? slots : MA_SLOTS);
-  unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot));
+  unit->group = (uint8_t)(local->is_plain ? MA_UNWIPED : ma_slot_group (unit->slot, 0));
   unit->middle = slot_middle (unit->slot);
   unit->rest = local->is_plain ? 0 : MA_CANARY;
   size_t least = local->is_plain ? 0 : slot_least (ma_class_of_slab (class));
@@ -280,9 +280,10 @@ open_slab (struct ma_local *local, unsigned class, int is_first, int *refused)
     unit->step[i] = slot_step (i + 1, unit->slot);
   int width = ma_vector_width ();
   if (unit->group < MA_MIXED)
-    unit->group = (uint8_t)(width == 16                            ? MA_LONG
-                            : unit->slot > 48 && unit->slot <= 512 ? MA_MIXED
-                                                                   : ma_slot_group (unit->slot));
+    unit->group
+        = (uint8_t)(width == 16                            ? MA_LONG
+                    : unit->slot > 48 && unit->slot <= 512 ? MA_MIXED
+                                                           : ma_slot_group (unit->slot, width));
 #endif
   if (unit->group == MA_LONG || is_object (unit))
     {

@@ -116,14 +116,20 @@ enum ma_group
   MA_UP_TO_144,
   MA_UP_TO_288,
   MA_UP_TO_2048,
-  MA_MIXED,   /* 64 to 512 bytes, in a CPU with wider vectors: sizes come in turns */
+  MA_MIXED,    /* 64 to 512 bytes, in a CPU with wider vectors: sizes come in turns */
+  MA_UPPER_48, /* the first three in the upper registers of a CPU that has them */
+  MA_UPPER_144,
+  MA_UPPER_288,
   MA_UNWIPED, /* no canary, nothing is looked at: any size of a plain arena */
   MA_LONG     /* no shape, or no vectors */
 };
 
+/* WIDTH: of the CPU's vectors, in bytes. */
 static inline unsigned
-ma_slot_group (size_t slot)
+ma_slot_group (size_t slot, int width)
 {
+  if (width == 64 && slot <= 288)
+    return slot <= 48 ? MA_UPPER_48 : slot <= 144 ? MA_UPPER_144 : MA_UPPER_288;
   return slot <= 48     ? MA_UP_TO_48
          : slot <= 144  ? MA_UP_TO_144
          : slot <= 288  ? MA_UP_TO_288
@@ -189,11 +195,11 @@ slot_see_another_half (ma_v32 *seen, const char *p)
 #define CONST_AT(p, offset) (*(const ma_v32 *)((p) + (offset)))
 
 /* Where in a slot of 64 to 144 bytes the half vector lies that is between the first two and the last two, if there is
- * something between. */
+ * something between; in one of 160 to 288 the two of 64 bytes that lie before the last, or with it. */
 static inline uint8_t
 slot_middle (size_t slot)
 {
-  return slot > 128 ? 64 : 0;
+  return (uint8_t)(slot > 144 ? (slot - 128) & ~(size_t)63 : slot > 128 ? 64 : 0);
 }
 
 /* What of the canary is in the last vector, or in the one that is BEFORE bytes before it, written over a zero slot: the
@@ -410,7 +416,7 @@ MA_INLINE int
 slot_intact_288 (const char *p, size_t size, size_t slot,
                  int (*is_last_intact) (const char *, size_t))
 {
-  if (size <= slot - 32)
+  if (__builtin_expect_with_probability (size <= slot - 32, 1, 0.5))
     return likely (*(const ma_word *)(p + size) == slot_canary_word (size))
            && is_last_intact (p, slot);
   SLOT_APART ();
@@ -463,6 +469,144 @@ slot_give_2048 (const struct ma_unit *unit, char *p, size_t size)
 }
 
 #ifdef MA_WIDE
+/* ---- the same in the registers from 16 on ---- */
+
+/* They need no vzeroupper before a return, which takes as long as the stores do. The compiler does not know of them
+ * here. What is looked at and written are the same bytes; two neighbours in one vector where both passes can. */
+
+MA_INLINE void
+slot_upper_canary (char *p, size_t size, size_t slot)
+{
+  size_t rest = slot - size;
+  __asm__ ("" : "+r"(rest));
+  __asm__ volatile ("vpbroadcastq %1, %%ymm16\n\t"
+                    "vpandq %2, %%ymm16, %%ymm16\n\t"
+                    "vmovdqu64 %%ymm16, %0"
+                    : "=m"(AT (p, slot - 32))
+                    : "m"(ma_sealed.canary),
+                      "m"(*(const ma_v32_anywhere *)(ma_slot_masks + SLOT_BOUNDARY - 32 + rest)));
+}
+
+MA_INLINE int
+slot_take_upper_48 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  int is_none;
+  __asm__ ("vmovdqu64 -16(%1,%2), %%xmm16\n\t"
+           "vporq (%1), %%ymm16, %%ymm16\n\t"
+           "vptestmq %%ymm16, %%ymm16, %%k1\n\t"
+           "kortestb %%k1, %%k1"
+           : "=@ccz"(is_none)
+           : "r"(p), "r"(slot), "m"(*(char (*)[48])p));
+  if (unlikely (!is_none))
+    return 0;
+  slot_upper_canary (p, size, slot);
+  return 1;
+}
+
+MA_INLINE int
+slot_give_upper_48 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  if (unlikely (!slot_intact_144 (p, size, slot)))
+    return 0;
+  __asm__ volatile ("vpxorq %%xmm16, %%xmm16, %%xmm16\n\t"
+                    "vmovdqu64 %%ymm16, -32(%1,%2)\n\t"
+                    "vmovdqu64 %%ymm16, (%1)"
+                    : "+m"(*(char (*)[48])p)
+                    : "r"(p), "r"(slot));
+  return 1;
+}
+
+MA_INLINE int
+slot_take_upper_144 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  int is_none;
+  __asm__ ("vmovdqu64 (%1), %%xmm16\n\t"
+           "vporq 16(%1), %%xmm16, %%xmm16\n\t"
+           "vporq 32(%1), %%xmm16, %%xmm16\n\t"
+           "vporq 48(%1), %%xmm16, %%xmm16\n\t"
+           "vporq (%1,%3), %%xmm16, %%xmm16\n\t"
+           "vporq -64(%1,%2), %%zmm16, %%zmm16\n\t"
+           "vptestmq %%zmm16, %%zmm16, %%k1\n\t"
+           "kortestb %%k1, %%k1"
+           : "=@ccz"(is_none)
+           : "r"(p), "r"(slot), "r"((size_t)unit->middle), "m"(*(char (*)[144])p));
+  if (unlikely (!is_none))
+    return 0;
+  slot_upper_canary (p, size, slot);
+  return 1;
+}
+
+MA_INLINE int
+slot_give_upper_144 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  if (unlikely (!slot_intact_144 (p, size, slot)))
+    return 0;
+  __asm__ volatile ("vpxorq %%xmm16, %%xmm16, %%xmm16\n\t"
+                    "vmovdqu64 %%xmm16, (%1,%3)\n\t"
+                    "vmovdqu64 %%ymm16, (%1)\n\t"
+                    "vmovdqu64 %%ymm16, 32(%1)\n\t"
+                    "vmovdqu64 %%zmm16, -64(%1,%2)"
+                    : "+m"(*(char (*)[144])p)
+                    : "r"(p), "r"(slot), "r"((size_t)unit->middle));
+  return 1;
+}
+
+MA_INLINE int
+slot_take_upper_288 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  int is_none;
+  __asm__ ("vmovdqu64 -32(%1,%2), %%ymm16\n\t"
+           "vmovdqu64 (%1,%3), %%zmm17\n\t"
+           "vporq 64(%1,%3), %%zmm16, %%zmm16\n\t"
+           "vporq (%1), %%zmm17, %%zmm17\n\t"
+           "vporq 64(%1), %%zmm16, %%zmm16\n\t"
+           "vporq %%zmm17, %%zmm16, %%zmm16\n\t"
+           "vptestmq %%zmm16, %%zmm16, %%k1\n\t"
+           "kortestb %%k1, %%k1"
+           : "=@ccz"(is_none)
+           : "r"(p), "r"(slot), "r"((size_t)unit->middle), "m"(*(char (*)[288])p));
+  if (unlikely (!is_none))
+    return 0;
+  slot_upper_canary (p, size, slot);
+  if (unlikely (size < slot - 32))
+    slot_canary_vector (p, size, slot, 32);
+  return 1;
+}
+
+MA_INLINE int
+slot_last_intact_upper (const char *p, size_t slot)
+{
+  int is_intact;
+  __asm__ ("vmovdqu64 -32(%1,%2), %%ymm16\n\t"
+           "vpcmpneqq %3%{1to4%}, %%ymm16, %%k1\n\t"
+           "kortestb %%k1, %%k1"
+           : "=@ccz"(is_intact)
+           : "r"(p), "r"(slot), "m"(ma_sealed.canary), "m"(*(const char (*)[288])p));
+  return is_intact;
+}
+
+MA_INLINE int
+slot_give_upper_288 (const struct ma_unit *unit, char *p, size_t size)
+{
+  size_t slot = unit->slot;
+  if (unlikely (!slot_intact_288 (p, size, slot, slot_last_intact_upper)))
+    return 0;
+  __asm__ volatile ("vpxorq %%xmm16, %%xmm16, %%xmm16\n\t"
+                    "vmovdqu64 %%ymm16, -32(%1,%2)\n\t"
+                    "vmovdqu64 %%zmm16, (%1,%3)\n\t"
+                    "vmovdqu64 %%zmm16, 64(%1,%3)\n\t"
+                    "vmovdqu64 %%zmm16, (%1)\n\t"
+                    "vmovdqu64 %%zmm16, 64(%1)"
+                    : "+m"(*(char (*)[288])p)
+                    : "r"(p), "r"(slot), "r"((size_t)unit->middle));
+  return 1;
+}
+
 /* ---- slots of 64 to 512 bytes, whatever their shape ---- */
 
 /* Where the second to seventh of eight times 64 bytes lie, in words; the eighth is at the end. */
@@ -592,6 +736,11 @@ slot_take (enum ma_group group, const struct ma_unit *unit, char *p, size_t size
   return group == MA_UP_TO_48    ? slot_take_48 (unit, p, size)
          : group == MA_UP_TO_144 ? slot_take_144 (unit, p, size)
          : group == MA_UP_TO_288 ? slot_take_288 (unit, p, size)
+#ifdef MA_WIDE
+         : group == MA_UPPER_48  ? slot_take_upper_48 (unit, p, size)
+         : group == MA_UPPER_144 ? slot_take_upper_144 (unit, p, size)
+         : group == MA_UPPER_288 ? slot_take_upper_288 (unit, p, size)
+#endif
                                  : slot_take_2048 (unit, p, size);
 }
 
@@ -601,6 +750,11 @@ slot_give (enum ma_group group, const struct ma_unit *unit, char *p, size_t size
   return group == MA_UP_TO_48    ? slot_give_48 (unit, p, size)
          : group == MA_UP_TO_144 ? slot_give_144 (unit, p, size)
          : group == MA_UP_TO_288 ? slot_give_288 (unit, p, size)
+#ifdef MA_WIDE
+         : group == MA_UPPER_48  ? slot_give_upper_48 (unit, p, size)
+         : group == MA_UPPER_144 ? slot_give_upper_144 (unit, p, size)
+         : group == MA_UPPER_288 ? slot_give_upper_288 (unit, p, size)
+#endif
                                  : slot_give_2048 (unit, p, size);
 }
 

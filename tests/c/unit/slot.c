@@ -42,6 +42,11 @@ SHAPE (MA_UP_TO_48)
 SHAPE (MA_UP_TO_144)
 SHAPE (MA_UP_TO_288)
 SHAPE (MA_UP_TO_2048)
+#ifdef MA_WIDE
+SHAPE (MA_UPPER_48)
+SHAPE (MA_UPPER_144)
+SHAPE (MA_UPPER_288)
+#endif
 
 #ifdef MA_WIDE
 #define MIXED(width, target)                                                                       \
@@ -182,6 +187,9 @@ main (void)
       puts ("left out: vectors of 64 bytes, which this CPU has not");
       return 0;
     }
+  LOOK_ALL (MA_UPPER_48, 0, 48);
+  LOOK_ALL (MA_UPPER_144, 64, 144);
+  LOOK_ALL (MA_UPPER_288, 160, 288);
   look_all (&(struct way){ "64 bytes, mixed sizes", take_mixed_64, give_mixed_64, 64, 512, 64 });
 #endif
   return 0;
