@@ -12,9 +12,6 @@ enum
 {
   LEAD = 16,  /* most canary bytes before a block */
   TAIL = 256, /* and after one with room to grow, which looks at them and writes them again */
-  VERIFIED_BYTES = 512, /* of a warm block are all looked at, and of the rest a line in every */
-  SAMPLE_STEP = 512,    /* so many bytes: a third pass over it all would cost too much */
-  SAMPLE = 64,
   /* A block that grew gets more than it needs: so many bytes at most, or that part of its size; of what is ready as many
    * pages again, and so many at most. */
   SPARE = 64 << 10,
@@ -110,7 +107,7 @@ tail_end_of (const struct ma_unit *unit, char *tail)
   char *end = unit->end;
   return end - tail <= unit->tail_most
              ? end
-             : (char *)os_round_up ((uintptr_t)(tail + unit->tail_most), SAMPLE);
+             : (char *)os_round_up ((uintptr_t)(tail + unit->tail_most), MA_LINE);
 }
 
 /* Whether the canaries are the usual ones: LEAD bytes before the block, and after it the few that its size was
@@ -193,21 +190,12 @@ is_all_zero (const char *from, const char *to)
   return ma_is_zero (from, (size_t)(to - from));
 }
 
-static __attribute__ ((noinline)) MA_CLONED int
+/* Looks at whole cache lines around it: the range is zero beyond it as well. */
+static inline int
 is_still_zero (const char *p, const char *end)
 {
-  typedef long long vector __attribute__ ((vector_size (32), aligned (16), may_alias));
-  /* Whole cache lines around it: the range is zero beyond it as well. */
-  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)(SAMPLE - 1));
-  const char *to = (const char *)os_round_up ((uintptr_t)end, SAMPLE);
-  if (to - from <= VERIFIED_BYTES)
-    return ma_is_zero (from, (size_t)(to - from));
-  /* One test for all samples: one for each took a twentieth of a large block's time. */
-  vector seen = { 0, 0, 0, 0 };
-  for (const char *at = from + VERIFIED_BYTES; at < to - SAMPLE; at += SAMPLE_STEP)
-    seen |= ((const vector *)at)[0] | ((const vector *)at)[1];
-  return ma_is_zero (from, VERIFIED_BYTES) & ma_is_zero (to - SAMPLE, SAMPLE)
-         & ((seen[0] | seen[1] | seen[2] | seen[3]) == 0);
+  const char *from = (const char *)((uintptr_t)p & ~(uintptr_t)(MA_LINE - 1));
+  return ma_looks_zero (from, os_round_up ((uintptr_t)end, MA_LINE) - (uintptr_t)from);
 }
 
 static void

@@ -12,20 +12,18 @@ MA_LONG_WAYS (16, )
 MA_LONG_WAYS (32, MA_TARGET_32)
 MA_LONG_WAYS (64, MA_TARGET_64)
 
-static void (*choose_wipe_back (void)) (void *, size_t)
-{
-  int width = ma_vector_width ();
-  return width == 64 ? wipe_back_64 : width == 32 ? wipe_back_32 : wipe_back_16;
-}
+#define MA_CHOICE(name, result, arguments)                                                         \
+  static result (*choose_##name (void)) arguments                                                  \
+  {                                                                                                \
+    int width = ma_vector_width ();                                                                \
+    return width == 64 ? name##_64 : width == 32 ? name##_32 : name##_16;                          \
+  }                                                                                                \
+  result ma_##name arguments __attribute__ ((ifunc ("choose_" #name)))
 
-static void (*choose_move (void)) (void *, void *, size_t)
-{
-  int width = ma_vector_width ();
-  return width == 64 ? move_64 : width == 32 ? move_32 : move_16;
-}
-
-MA_FROM_ASSEMBLY void ma_wipe_back (void *, size_t) __attribute__ ((ifunc ("choose_wipe_back")));
-void ma_move (void *, void *, size_t) __attribute__ ((ifunc ("choose_move")));
+extern MA_FROM_ASSEMBLY __typeof__ (ma_wipe_back) ma_wipe_back;
+MA_CHOICE (wipe_back, void, (void *, size_t));
+MA_CHOICE (move, void, (void *, void *, size_t));
+MA_CHOICE (looks_zero, int, (const void *, size_t));
 #else
 MA_LONG_WAYS (16, )
 
@@ -39,6 +37,12 @@ void
 ma_move (void *to, void *from, size_t n)
 {
   move_16 (to, from, n);
+}
+
+int
+ma_looks_zero (const void *p, size_t n)
+{
+  return looks_zero_16 (p, n);
 }
 #endif
 
