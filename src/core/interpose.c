@@ -319,7 +319,7 @@ MA_EXPORT MA_HOT IN_A_LINE MA_VECTORS void *
 malloc (size_t size)
 {
   struct ma_local *local = ma_active;
-  if (unlikely (local == NULL))
+  if (likely (local == NULL))
     return next.routine.malloc (size);
   if (unlikely (MAY_BE_LOADER ()))
     return malloc_from_above (size);
@@ -330,7 +330,7 @@ malloc (size_t size)
 MA_EXPORT MA_HOT IN_A_LINE MA_VECTORS void
 free (void *p)
 {
-  if (unlikely (!ma_is_ours (p)))
+  if (likely (!ma_is_ours (p)))
     {
       next.routine.free (p);
       return;
