@@ -210,15 +210,15 @@ release (void *p)
       return;
     }
   size_t bytes = unit->slot;
-  if (bytes > 128)
+  if (likely (bytes <= 64))
+    slot_wipe_64 (p, bytes);
+  else if (likely (bytes <= 128))
+    slot_wipe_strokes (p, bytes, 2);
+  else
     {
       free_larger (unit, p, slot, bytes, free);
       return;
     }
-  if (bytes <= 64)
-    slot_wipe_strokes (p, bytes, 1);
-  else
-    slot_wipe_strokes (p, bytes, 2);
   push (unit, slot, bytes, free, 0);
 }
 

@@ -240,6 +240,15 @@ slot_wipe_strokes (char *p, size_t slot, int strokes)
   __asm__ volatile ("" : : "m"(*(char (*)[512])p));
 }
 
+/* The same up to 64 bytes, in vectors that need no vzeroupper. */
+MA_INLINE void
+slot_wipe_64 (char *p, size_t slot)
+{
+  ma_v16 *first = (ma_v16 *)p, *end = (ma_v16 *)(p + slot);
+  first[0] = first[1] = end[-2] = end[-1] = (ma_v16){ 0, 0 };
+  __asm__ volatile ("" : : "m"(*(char (*)[64])p));
+}
+
 /* Any block in any slot: there are at least 8 bytes after it. */
 MA_INLINE void
 slot_canary_long (char *p, size_t size, size_t slot)

@@ -212,7 +212,15 @@ ma_say_defined (void *p, size_t n)
       {                                                                                            \
         _Pragma ("GCC unroll 8") for (size_t at = 0; at < MA_LOOK_ALL; at += MA_LINE) seen         \
             |= line_##width (from + at);                                                           \
-        for (size_t at = MA_LOOK_ALL; at < n - MA_LINE; at += MA_LOOK_STEP)                        \
+        size_t at = MA_LOOK_ALL;                                                                   \
+        /* Four at a time: one by one they took a tenth of the time of 32 KiB. */                  \
+        for (; at + 3 * MA_LOOK_STEP < n - MA_LINE; at += 4 * MA_LOOK_STEP)                        \
+          {                                                                                        \
+            other |= line_##width (from + at) | line_##width (from + at + MA_LOOK_STEP);           \
+            seen |= line_##width (from + at + 2 * MA_LOOK_STEP)                                    \
+                    | line_##width (from + at + 3 * MA_LOOK_STEP);                                 \
+          }                                                                                        \
+        for (; at < n - MA_LINE; at += MA_LOOK_STEP)                                               \
           other |= line_##width (from + at);                                                       \
       }                                                                                            \
     else                                                                                           \
