@@ -480,8 +480,9 @@ slot_give_2048 (const struct ma_unit *unit, char *p, size_t size)
 #ifdef MA_WIDE
 /* ---- the same in the registers from 16 on ---- */
 
-/* They need no vzeroupper before a return, which takes as long as the stores do. The compiler does not know of them
- * here. What is looked at and written are the same bytes; two neighbours in one vector where both passes can. */
+/* They need no vzeroupper before a return, which takes as long as the stores do. These are for callers in which the
+ * compiler does not know of such registers, so that it has nothing in them. What is looked at and written are the same
+ * bytes, two neighbours in one vector where both passes can. */
 
 MA_INLINE void
 slot_upper_canary (char *p, size_t size, size_t slot)
