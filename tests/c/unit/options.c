@@ -1,4 +1,6 @@
 /* MALLOC_ARENA_OPTIONS: each key does what it says, a bad one is named with what is allowed. */
+#include <malloc.h>
+
 #include "check.h"
 
 #include <threads.h>
@@ -32,6 +34,48 @@ refused (const char *options, const char *pair, const char *word)
                 outcome.text);
 }
 
+/* Where address space is short, large blocks come to lie where slabs were, of sizes that took turns: nothing of what
+ * those were may be known of them. */
+static void
+large_where_slabs_were (malloc_arena *secure)
+{
+  enum
+  {
+    COUNT = 40000,
+    LARGE = 200000
+  };
+  static char *blocks[COUNT];
+  uintptr_t least = UINTPTR_MAX, most = 0;
+  for (size_t i = 0; i < COUNT; i++)
+    {
+      blocks[i] = malloc_arena (secure, malloc, 60 + i * 7 % 400);
+      CHECK (blocks[i] != NULL);
+      least = (uintptr_t)blocks[i] < least ? (uintptr_t)blocks[i] : least;
+      most = (uintptr_t)blocks[i] > most ? (uintptr_t)blocks[i] : most;
+    }
+  for (size_t i = 0; i < COUNT; i++)
+    free (blocks[i]);
+  malloc_trim (0);
+  size_t count = 0, there = 0;
+  for (char *p; (p = malloc_arena (secure, malloc, LARGE)) != NULL; blocks[count++] = p)
+    there += (uintptr_t)p > least && (uintptr_t)p < most;
+  CHECK (there > 10);
+  /* Slots again, beside them: where the last turn of before was is a block now. */
+  for (size_t i = 0; i < 8; i++)
+    free (blocks[--count]);
+  for (size_t i = 0; i < 100; i++)
+    {
+      char *p = malloc_arena (secure, malloc, 60 + i * 7 % 400);
+      CHECK (p != NULL);
+      free (p);
+    }
+  for (size_t i = 0; i < count; i++)
+    {
+      memset (blocks[i], 0x5a, LARGE);
+      free (blocks[i]);
+    }
+}
+
 static void
 same (const char *mode)
 {
@@ -42,6 +86,8 @@ same (const char *mode)
   struct check_mapping m = check_mapping_of (p);
   if (strcmp (mode, "get") == 0)
     CHECK (malloc_arena_of (p) == secure);
+  else if (strcmp (mode, "short") == 0)
+    large_where_slabs_were (secure);
   else if (strcmp (mode, "off") == 0)
     {
       CHECK (!(receipt.requested & MALLOC_ARENA_LOCKED));
@@ -164,6 +210,7 @@ main (int argc, char **argv)
   works ("region", "region_size=1G");
   works ("region", "region_size=1073741824");
   works ("region", "region_size=1048576k");
+  works ("short", "region_size=64M,lock=off");
   works ("get", "region_size=1T");
   works ("get", "region_size=1t");
   works ("get", "heap_size=64K");
