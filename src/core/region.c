@@ -326,7 +326,7 @@ ma_region_give (struct ma_unit *first, size_t n)
   for (size_t j = i; j < i + n; j++)
     {
       ma_sealed.units[j].kind = MA_UNIT_FREE;
-      ma_sealed.units[j].group = 0;
+      ma_sealed.units[j].group = 0; /* a free goes by it: it may be of a large block next */
       taken[j / 64] &= ~((uint64_t)1 << (j % 64));
     }
   /* Low addresses first, so that page tables and mappings stay few. */

@@ -222,7 +222,7 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   unit->opened = 0;
   unit->avail = 0;
   unit->is_block = 1;
-  /* It is another slab next, of which the run must not say that it is mixed. */
+  /* It is another slab next, or none: the run must not say of it that it is mixed. */
   if (local->run == unit)
     local->run = NULL;
   put_idle (local, unit);

@@ -3,7 +3,8 @@
  * This is what the fast paths spend their time on, in vectors of 32 bytes. Slots are in groups: those of up to 288
  * bytes have a fixed number of vectors, from the start and from the end, which lie on each other where the slot has not
  * so many; those of up to 2,048 are looped over. Longer ones are looped over out of line, and so are all where the CPU
- * is an x86-64 without such vectors; on others the compiler makes two of each.
+ * is an x86-64 without such vectors; on others the compiler makes two of each. A CPU with AVX-512 has those of up to 288
+ * in registers of their own.
  *
  * Where sizes are mixed, the branch on the group and the end of the loop are mispredicted, which takes as long as
  * 500 bytes of stores. There each slot of 64 to 512 bytes gets what the longest one needs, the last ones of its
