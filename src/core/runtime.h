@@ -70,24 +70,42 @@ MA_EXPORT malloc_arena *ma_object_refused (size_t *size);
 MA_EXPORT void ma_object_forget_refused (void);
 
 /* Hooks on three allocators of a runtime, whose functions take a context first: a block comes from the active arena, or
- * from the original, with the context of the call, if there is none; it is freed by its address. Not by way of the
- * functions above: each jump counts here. */
+ * from the original, with the context of the call, if there is none; it is freed and resized by its address. Not by way
+ * of the functions above: each jump counts here. */
 enum
 {
   MA_HOOKS = 3
 };
 typedef void *ma_hook_malloc (void *context, size_t size);
+typedef void *ma_hook_calloc (void *context, size_t count, size_t size);
+typedef void *ma_hook_realloc (void *context, void *p, size_t size);
 typedef void ma_hook_free (void *context, void *p);
 struct ma_hooked
 {
   ma_hook_malloc *malloc;
+  ma_hook_calloc *calloc;
+  ma_hook_realloc *realloc;
   ma_hook_free *free;
+  ma_hook_realloc
+      *move_in; /* realloc of a block from outside, or of NULL, while an arena is active */
+};
+/* The process's malloc. An original that does nothing but call it, and asks for one byte in place of none, may be hooked
+ * by the hooks named after it, which take its place: a jump less. Their move_in is the first hook's. */
+struct ma_malloc
+{
+  void *(*malloc) (size_t size);
+  void *(*calloc) (size_t count, size_t size);
+  void *(*realloc) (void *p, size_t size);
+  void (*free) (void *p);
 };
 /* Before a hook is called: what it hooks. Whether that was the first call; it is once and for good, so that another
  * copy of the extension finds its hooks in place. */
-MA_EXPORT int ma_hook (const struct ma_hooked originals[MA_HOOKS]);
-MA_EXPORT ma_hook_malloc ma_hook_malloc_0, ma_hook_malloc_1, ma_hook_malloc_2;
-MA_EXPORT ma_hook_free ma_hook_free_0, ma_hook_free_1, ma_hook_free_2;
+MA_EXPORT int ma_hook (const struct ma_hooked originals[MA_HOOKS], const struct ma_malloc *libc);
+MA_EXPORT ma_hook_malloc ma_hook_malloc_0, ma_hook_malloc_1, ma_hook_malloc_2, ma_hook_malloc_libc;
+MA_EXPORT ma_hook_calloc ma_hook_calloc_0, ma_hook_calloc_1, ma_hook_calloc_2, ma_hook_calloc_libc;
+MA_EXPORT ma_hook_realloc ma_hook_realloc_0, ma_hook_realloc_1, ma_hook_realloc_2,
+    ma_hook_realloc_libc;
+MA_EXPORT ma_hook_free ma_hook_free_0, ma_hook_free_1, ma_hook_free_2, ma_hook_free_libc;
 
 /* The calling thread's part of ARENA, made at first use; NULL with ENOMEM. */
 MA_EXPORT struct ma_local *ma_local_of (malloc_arena *arena);

@@ -105,42 +105,10 @@ move_in (int domain, struct ma_local *local, void *p, size_t size)
 }
 
 static inline void *
-hook_calloc (int domain, struct ma_local *local, void *ctx, size_t count, size_t size)
+resize_from_outside (int domain, struct ma_local *local, void *p, size_t size)
 {
-  if (unlikely (local != NULL))
-    return ma_object_zalloc (local, count, size);
-  return hooked[domain].original.calloc (ctx, count, size);
+  return p == NULL ? ma_object_alloc (local, size) : move_in (domain, local, p, size);
 }
-
-static inline void *
-hook_realloc (int domain, struct ma_local *local, void *ctx, void *p, size_t size)
-{
-  if (ma_owns (p))
-    return ma_object_resize (p, size != 0 ? size : 1); /* C's realloc would free */
-  if (unlikely (local != NULL))
-    return p == NULL ? ma_object_alloc (local, size) : move_in (domain, local, p, size);
-  return hooked[domain].original.realloc (ctx, p, size);
-}
-
-/* One function per domain and operation, so that the way past an arena that is not there is one
- * test and one tail call; malloc and free, which are called most, are the library's own. The context
- * is the original's own: a thread that allocates RAW memory while the hooks are being installed may
- * see any mixture of old and new fields. */
-#define HOOK(set, domain, local)                                                                   \
-  static void *set##_calloc_##domain (void *ctx, size_t count, size_t size)                        \
-  {                                                                                                \
-    return hook_calloc (domain, local, ctx, count, size);                                          \
-  }                                                                                                \
-  static void *set##_realloc_##domain (void *ctx, void *p, size_t size)                            \
-  {                                                                                                \
-    return hook_realloc (domain, local, ctx, p, size);                                             \
-  }
-#define HOOKS(set, local) HOOK (set, 0, local) HOOK (set, 1, local) HOOK (set, 2, local)
-#define ALLOCATOR(set, set_malloc, domain)                                                         \
-  { NULL, set_malloc##_##domain, set##_calloc_##domain, set##_realloc_##domain,                    \
-    ma_hook_free_##domain }
-#define ALLOCATORS(set, set_malloc)                                                                \
-  { ALLOCATOR (set, set_malloc, 0), ALLOCATOR (set, set_malloc, 1), ALLOCATOR (set, set_malloc, 2) }
 
 /* The set for trials in which everything is in an arena; the usual set must not pay for it. An
  * enter of NULL means the ordinary allocator here as well. */
@@ -152,22 +120,47 @@ standing_local (void)
   return ma_local_of (standing_arena);
 }
 
-#define STANDING_MALLOC(domain)                                                                    \
-  static void *standing_malloc_##domain (void *ctx, size_t size)                                   \
+/* One function per domain and operation, so that the way past an arena that is not there is one test and one
+ * jump; the usual ones are the library's own. The context is the original's own: a thread that allocates RAW
+ * memory while the hooks are being installed may see any mixture of old and new fields. */
+#define DOMAIN(i)                                                                                  \
+  static void *move_in_##i (void *ctx, void *p, size_t size)                                       \
+  {                                                                                                \
+    (void)ctx;                                                                                     \
+    return resize_from_outside (i, ma_active, p, size);                                            \
+  }                                                                                                \
+  static void *standing_malloc_##i (void *ctx, size_t size)                                        \
   {                                                                                                \
     struct ma_local *local = standing_local ();                                                    \
-    return local != NULL ? ma_object_alloc (local, size)                                           \
-                         : hooked[domain].original.malloc (ctx, size);                             \
+    return local != NULL ? ma_object_alloc (local, size) : hooked[i].original.malloc (ctx, size);  \
+  }                                                                                                \
+  static void *standing_calloc_##i (void *ctx, size_t count, size_t size)                          \
+  {                                                                                                \
+    struct ma_local *local = standing_local ();                                                    \
+    return local != NULL ? ma_object_zalloc (local, count, size)                                   \
+                         : hooked[i].original.calloc (ctx, count, size);                           \
+  }                                                                                                \
+  static void *standing_realloc_##i (void *ctx, void *p, size_t size)                              \
+  {                                                                                                \
+    struct ma_local *local = standing_local ();                                                    \
+    return ma_owns (p) || local == NULL ? ma_hook_realloc_##i (ctx, p, size)                       \
+                                        : resize_from_outside (i, local, p, size);                 \
   }
-STANDING_MALLOC (0)
-STANDING_MALLOC (1)
-STANDING_MALLOC (2)
+DOMAIN (0)
+DOMAIN (1)
+DOMAIN (2)
 
-HOOKS (scoped, ma_active)
-HOOKS (standing, standing_local ())
+static ma_hook_realloc *const from_outside[DOMAINS] = { move_in_0, move_in_1, move_in_2 };
 
-static const PyMemAllocatorEx scoped_set[DOMAINS] = ALLOCATORS (scoped, ma_hook_malloc);
-static const PyMemAllocatorEx standing_set[DOMAINS] = ALLOCATORS (standing, standing_malloc);
+#define SCOPED(name)                                                                               \
+  { NULL, ma_hook_malloc_##name, ma_hook_calloc_##name, ma_hook_realloc_##name,                    \
+    ma_hook_free_##name }
+#define STANDING(i)                                                                                \
+  { NULL, standing_malloc_##i, standing_calloc_##i, standing_realloc_##i, ma_hook_free_##i }
+
+static const PyMemAllocatorEx scoped_set[DOMAINS] = { SCOPED (0), SCOPED (1), SCOPED (2) };
+static const PyMemAllocatorEx scoped_libc = SCOPED (libc); /* of each domain whose source is LIBC */
+static const PyMemAllocatorEx standing_set[DOMAINS] = { STANDING (0), STANDING (1), STANDING (2) };
 static const PyMemAllocatorDomain domains[DOMAINS]
     = { PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ };
 
@@ -203,24 +196,28 @@ install (void)
   int is_libc = name != NULL && strcmp (name, "malloc") == 0;
   int is_pymalloc = name != NULL && strcmp (name, "pymalloc") == 0;
   standing_arena = ma_default_arena ();
-  const PyMemAllocatorEx *set = standing_arena != NULL ? standing_set : scoped_set;
+  const struct ma_malloc libc = { malloc, calloc, realloc, free };
   struct ma_hooked originals[MA_HOOKS];
   for (int i = 0; i < DOMAINS; i++)
     {
       PyMem_GetAllocator (domains[i], &hooked[i].original);
-      originals[i] = (struct ma_hooked){ hooked[i].original.malloc, hooked[i].original.free };
+      originals[i] = (struct ma_hooked){ hooked[i].original.malloc, hooked[i].original.calloc,
+                                         hooked[i].original.realloc, hooked[i].original.free,
+                                         from_outside[i] };
       if (is_libc || (is_pymalloc && domains[i] == PYMEM_DOMAIN_RAW))
         hooked[i].source = LIBC;
       else
         hooked[i].source = is_pymalloc ? PYMALLOC : UNKNOWN;
     }
   /* Another copy of this module has done it: hooks on its hooks would be for nothing. */
-  if (!ma_hook (originals))
+  if (!ma_hook (originals, &libc))
     return;
   atomic_thread_fence (memory_order_seq_cst);
   for (int i = 0; i < DOMAINS; i++)
     {
-      PyMemAllocatorEx hook = set[i];
+      PyMemAllocatorEx hook = standing_arena != NULL     ? standing_set[i]
+                              : hooked[i].source == LIBC ? scoped_libc
+                                                         : scoped_set[i];
       hook.ctx = hooked[i].original.ctx;
       PyMem_SetAllocator (domains[i], &hook);
     }
