@@ -123,6 +123,8 @@ PyObject *core_receipt (malloc_arena *handle);
 
 /* Installs the hooks if they are not. 0, or -1 with an exception. */
 int pyhooks_install (void);
+/* Before a scope: hooks what is needed from the first object on. */
+void pyhooks_complete (void);
 /* Whether an allocation of each domain arrives in the arena that is active now. */
 enum pyhooks_probe
 {

@@ -4,6 +4,8 @@
  * allows wrapping hooks only, and swapping them is a race: a block must not meet another free than
  * its own. So there is no way back, no module state that could die before a block, and no memory:
  * blocks are freed through here after the module, and the interpreter, are gone.
+ * Free of MEM and OBJ is hooked with the first scope only: pymalloc passes what is not its own on to RAW, whose
+ * hook is there from the first arena on, so that until then nobody pays for it.
  *
  * numpy has its own allocator for what arrays hold; its default handler (NEP 49) gets the same wrapping.
  * A handler set in the scope, as the NEP means it, would be a context variable of the caller's: lost in
@@ -219,7 +221,25 @@ install (void)
                               : hooked[i].source == LIBC ? scoped_libc
                                                          : scoped_set[i];
       hook.ctx = hooked[i].original.ctx;
+      if (standing_arena == NULL && hooked[i].source == PYMALLOC)
+        hook.free = hooked[i].original.free;
       PyMem_SetAllocator (domains[i], &hook);
+    }
+}
+
+/* Before the first object, as pymalloc counts one block less with each that it passes on (in
+ * sys.getallocatedblocks()), and takes longer. Not where another tool's layer is on top, which frees by what it found. */
+void
+pyhooks_complete (void)
+{
+  for (int i = 0; i < DOMAINS; i++)
+    {
+      PyMemAllocatorEx top;
+      PyMem_GetAllocator (domains[i], &top);
+      if (likely (top.free == scoped_set[i].free) || top.malloc != scoped_set[i].malloc)
+        continue;
+      top.free = scoped_set[i].free;
+      PyMem_SetAllocator (domains[i], &top);
     }
 }
 

@@ -136,6 +136,8 @@ enter (malloc_arena *handle)
       follow_here ();
       make_frames ();
     }
+  if (is_outermost)
+    pyhooks_complete ();
   if (is_outermost && unlikely (sweeps_always))
     sweep ("clear_free_lists");
   malloc_arena_enter (handle);

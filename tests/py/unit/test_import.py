@@ -54,8 +54,13 @@ hooks = allocators()
 base, size = malloc_arena.region()
 assert size >= 1 << 26 and biggest() >= size // 2
 malloc_arena.get(malloc_arena.HEAP_DEFAULT), malloc_arena.Arena(malloc_arena.HEAP_SECURE)
+assert allocators() == hooks, "hooked twice"
 with vault:
     pass
+hooks = allocators()  # with free of objects, from the first scope on
+with vault:
+    pass
+malloc_arena.Arena(malloc_arena.HEAP_SECURE)
 assert allocators() == hooks, "hooked twice"
 assert malloc_arena.region() == (base, size)
 """

@@ -311,6 +311,60 @@ def test_tracemalloc_started_before(child: Callable[..., Child]) -> None:
     child(TRACED, "-X", "tracemalloc=7").ends()
 
 
+def test_free_before_the_first_scope(child: Callable[..., Child]) -> None:
+    """Until then CPython's own free is in place, also for who saves it; nothing is lost by that."""
+    process = child(
+        """
+import ctypes, sys, tracemalloc
+class Allocator(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+def look():
+    found = []
+    for domain in (1, 2):
+        allocator = Allocator()
+        ctypes.pythonapi.PyMem_GetAllocator(domain, ctypes.byref(allocator))
+        found.append((allocator.malloc, allocator.free))
+    return found
+plain = look()
+vault = get(HEAP_SECURE)
+hooked = look()
+for (malloc, free), (hook_malloc, hook_free) in zip(plain, hooked):
+    assert hook_malloc != malloc and hook_free == free
+tracemalloc.start()
+def fill():
+    return [b"7" * n for n in range(2, 1000)]
+with vault:
+    inside = fill()
+assert all(vault.owns(id(block)) for block in inside)
+addresses = [(id(block), sys.getsizeof(block)) for block in inside]
+assert tracemalloc.get_object_traceback(inside[50]) is not None
+del inside
+gc.collect()
+assert vault.stats().live_blocks < 10, vault.stats()
+for address, size in addresses:
+    if size < 500:
+        assert ctypes.string_at(address, size) == bytes(size)
+with vault:
+    kept = fill()
+tracemalloc.stop()
+assert look() == hooked
+with vault:
+    del kept
+    assert all(vault.owns(id(block)) for block in fill())
+gc.collect()
+assert vault.stats().live_blocks < 10, vault.stats()
+for (_, free), (hook_malloc, _), now in zip(plain, hooked, look()):
+    assert now[0] == hook_malloc and now[1] != free
+before = sys.getallocatedblocks()
+with vault:
+    kept = [fill() for _ in range(20)]
+del kept
+assert abs(sys.getallocatedblocks() - before) < 100
+"""
+    )
+    process.ends()
+
+
 def test_lost_hooks(child: Callable[..., Child]) -> None:
     """A tool that restores an allocator it saved before us is noticed at the next entry."""
     process = child(
