@@ -187,6 +187,29 @@ one_batch (void *state, size_t operations)
     }
 }
 
+/* ---- zeros written to two blocks in turn, of no allocator; an arena's wipe looks at the one that was left ---- */
+
+static void
+zeros_batch (void *state, size_t operations)
+{
+  enum
+  {
+    MOST = 1 << 20
+  };
+  static _Alignas (4096) char blocks[2][MOST];
+  size_t size = *(size_t *)state;
+  if (size > MOST)
+    give_up ("at most 1 MiB");
+  for (size_t i = 0; i < operations; i++)
+    {
+      memset (blocks[i & 1], 0, size);
+      __asm__ volatile ("" : : : "memory");
+#ifdef PEER_ARENA
+      ma_wipe (blocks[~i & 1], size);
+#endif
+    }
+}
+
 /* ---- 1,000 live objects of 16-512 B, replaced at random ---- */
 
 struct object
@@ -734,6 +757,8 @@ main (int argc, char **argv)
       t = warm_and_measure (one_batch, &argument);
       probe = argument;
     }
+  else if (strcmp (workload, "zeros") == 0)
+    t = warm_and_measure (zeros_batch, &argument);
   else if (strcmp (workload, "mixed") == 0)
     {
       mixed_fill (&mixed[0], 20200917u);

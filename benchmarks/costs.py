@@ -117,6 +117,7 @@ COSTS: dict[str, tuple[str, list[Callable[[], float]]]] = {
     "verify-64K": ("64 KiB one at a time", options("one", "65536", "verify=off", "verify=on")),
     "wipe-canary": ("256 B, HEAP_DEFAULT and HEAP_SECURE", kinds("one", "256", "default", "dense")),
     "wipe-64K": ("64 KiB, the same", kinds("one", "65536", "default", "dense")),
+    "wipe-zeros": ("100 KB, written and looked at", kinds("zeros", "100000", "glibc", "dense")),
     "guards": ("4 KiB, slots and mappings of their own", kinds("one", "4096", "dense", "isolated")),
     "preload": ("a C program, glibc and preloaded", kinds("program", "0", "glibc", "glibc")),
     "fork-wipe": ("a fork, ordinary memory and wiped", pair(plain_fork, lambda: forks("wipe"))),

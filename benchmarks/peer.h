@@ -27,6 +27,7 @@
 #include <malloc_arena.h>
 #define PEER_LOCKS ((PEER_ARENA & HEAP_SECURE) != 0)
 static malloc_arena *peer_arena;
+void ma_wipe (void *p, size_t n); /* for the extension, and exported therefore */
 
 static const char *
 peer_start (size_t pool)
