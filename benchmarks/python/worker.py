@@ -1,4 +1,4 @@
-"""One condition in a process of its own: python worker.py absent|inactive|active.
+"""One condition in a process of its own: python worker.py absent|inactive|left|active.
 
 Each line of input, "NAME COUNT", is answered with the nanoseconds of COUNT rounds of that work, as
 CPU time of this thread: what others do on the machine is not in it.
@@ -37,6 +37,9 @@ def main(condition: str) -> None:
         import malloc_arena
 
         vault = malloc_arena.get(malloc_arena.HEAP_SECURE)
+    if condition == "left":
+        with vault:
+            pass
     ready: dict[str, Work] = {}
     for line in sys.stdin:
         name, number = line.split()
