@@ -188,15 +188,7 @@ find_used (const char *here, size_t least, size_t most)
       char *step = __builtin_alloca (STEP);
       __asm__ volatile ("" : "+r"(step) : : "memory"); /* it is not new to us */
       ma_say_defined (step, STEP);
-      ma_v16 odd = { 0 }, even = { 0 };
-      for (const char *p = step; p != step + STEP - OWN; p += 8 * sizeof (ma_v16))
-        {
-          const ma_v16 *q = (const ma_v16 *)p;
-          odd |= (q[7] | q[5]) | (q[3] | q[1]);
-          even |= (q[6] | q[4]) | (q[2] | q[0]);
-        }
-      odd |= even;
-      if ((odd[0] | odd[1]) == 0)
+      if (ma_is_all_zero (step, STEP - OWN))
         break;
       low = step;
     }

@@ -184,12 +184,6 @@ is_intact (const struct ma_unit *unit)
 
 /* ---- alloc ---- */
 
-static __attribute__ ((noinline)) MA_CLONED int
-is_all_zero (const char *from, const char *to)
-{
-  return ma_is_zero (from, (size_t)(to - from));
-}
-
 /* Looks at whole cache lines around it: the range is zero beyond it as well. */
 static inline int
 is_still_zero (const char *p, const char *end)
@@ -467,7 +461,7 @@ leave (struct ma_unit *unit, void *to, size_t kept)
   if (has_checked_room (unit))
     {
       end = tail_end_of (unit, unit->block + unit->size);
-      if (unlikely (!is_all_zero (end, unit->end)))
+      if (unlikely (!ma_is_all_zero (end, (size_t)(unit->end - end))))
         room_written (unit);
     }
   char *rest = lead_of (unit, unit->block);
@@ -631,7 +625,7 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
     }
   if (is_checked)
     {
-      if (unlikely (!is_all_zero (seen_end, old_end)))
+      if (unlikely (!ma_is_all_zero (seen_end, (size_t)(old_end - seen_end))))
         room_written (unit);
       old_end = seen_end;
     }

@@ -52,6 +52,12 @@ ma_wipe (void *p, size_t n)
   ma_wipe_back (p, n);
 }
 
+MA_CLONED int
+ma_is_all_zero (const void *p, size_t n)
+{
+  return ma_is_zero (p, n);
+}
+
 /* A call that handled a secret leaves pieces of it in registers that nothing has used since, and the
  * dynamic linker saves those to the stack at the next first call of a function. */
 void ma_clear_registers (void);

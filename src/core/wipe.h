@@ -281,6 +281,9 @@ ma_is_zero (const void *p, size_t n)
   return (seen[0] | seen[1]) == 0;
 }
 
+/* The same as a function, chosen once. */
+int ma_is_all_zero (const void *p, size_t n);
+
 /* Zeroes BYTES of stack right below the caller's frame, which must be there, and the vector
  * registers. */
 void ma_scrub_stack (size_t bytes);
