@@ -236,7 +236,8 @@ pyhooks_complete (void)
     {
       PyMemAllocatorEx top;
       PyMem_GetAllocator (domains[i], &top);
-      if (likely (top.free == scoped_set[i].free) || top.malloc != scoped_set[i].malloc)
+      if (likely (top.free == scoped_set[i].free) || top.free != hooked[i].original.free
+          || top.malloc != scoped_set[i].malloc)
         continue;
       top.free = scoped_set[i].free;
       PyMem_SetAllocator (domains[i], &top);
@@ -326,6 +327,9 @@ pyhooks_install (void)
           if (ok)
             {
               install ();
+              /* What is put on top now is there at the first scope. */
+              if (found)
+                pyhooks_complete ();
               ok = !found || done (PyObject_CallOneArg (tracer.start, tracer.depth));
               atomic_store_explicit (&state, INSTALLED, memory_order_release);
             }

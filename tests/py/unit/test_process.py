@@ -306,9 +306,25 @@ del inside, more
 """
 
 
+COUNTED = """
+import sys
+vault = get(HEAP_SECURE)
+def fill():
+    with vault:
+        return [bytes(n) for n in range(2, 1000)]
+fill()
+before = sys.getallocatedblocks()
+for _ in range(20):
+    fill()
+assert abs(sys.getallocatedblocks() - before) < 100, (before, sys.getallocatedblocks())
+"""
+
+
 def test_tracemalloc_started_before(child: Callable[..., Child]) -> None:
     child("import tracemalloc; tracemalloc.start(7)" + TRACED).ends()
     child(TRACED, "-X", "tracemalloc=7").ends()
+    child(COUNTED).ends()
+    child(COUNTED, "-X", "tracemalloc=7").ends()
 
 
 def test_free_before_the_first_scope(child: Callable[..., Child]) -> None:
@@ -360,6 +376,29 @@ with vault:
     kept = [fill() for _ in range(20)]
 del kept
 assert abs(sys.getallocatedblocks() - before) < 100
+"""
+    )
+    process.ends()
+
+
+def test_a_free_of_another_tool_stays(child: Callable[..., Child]) -> None:
+    """One put there between the first arena and the first scope; here it is a hook of ours."""
+    process = child(
+        """
+import ctypes
+from malloc_arena.cli.config import library
+class Allocator(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+vault = get(HEAP_SECURE)
+top, now = Allocator(), Allocator()
+ctypes.pythonapi.PyMem_GetAllocator(2, ctypes.byref(top))
+theirs = ctypes.cast(ctypes.CDLL(str(library())).ma_hook_free_1, ctypes.c_void_p).value
+top.free = theirs
+ctypes.pythonapi.PyMem_SetAllocator(2, ctypes.byref(top))
+with vault:
+    kept = [bytes(n) for n in range(2, 1000)]
+ctypes.pythonapi.PyMem_GetAllocator(2, ctypes.byref(now))
+assert now.free == theirs
 """
     )
     process.ends()
