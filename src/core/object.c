@@ -278,63 +278,50 @@ ma_object_resize (void *p, size_t size)
 /* A page of its own, sealed once it is filled in. */
 static union
 {
-  struct
-  {
-    struct ma_hooked originals[MA_HOOKS];
-    struct ma_malloc libc;
-  };
+  struct ma_hooked originals[MA_HOOKS];
   char page[MA_PAGE_MOST];
 } hooked __attribute__ ((aligned (MA_PAGE_MOST)));
 
 int
-ma_hook (const struct ma_hooked originals[MA_HOOKS], const struct ma_malloc *libc)
+ma_hook (const struct ma_hooked originals[MA_HOOKS])
 {
   static _Atomic int is_hooked;
   if (atomic_exchange (&is_hooked, 1))
     return 0;
   memcpy (hooked.originals, originals, sizeof hooked.originals);
-  hooked.libc = *libc;
   os_seal (&hooked, sizeof hooked, 1);
   return 1;
 }
 
 /* The way past an arena that is not there is in the first 32 bytes, which the CPU fetches at once. */
 #define ALIGNED __attribute__ ((aligned (64)))
-#define HOOK(name, i, call_malloc, call_calloc, call_realloc, call_free)                           \
-  MA_CLONED ALIGNED void *ma_hook_malloc_##name (void *context, size_t size)                       \
+#define HOOK(i)                                                                                    \
+  MA_CLONED ALIGNED void *ma_hook_malloc_##i (void *context, size_t size)                          \
   {                                                                                                \
-    (void)context;                                                                                 \
     struct ma_local *local = ma_active;                                                            \
-    return likely (local == NULL) ? call_malloc : alloc (local, size);                             \
+    return likely (local == NULL) ? hooked.originals[i].malloc (context, size)                     \
+                                  : alloc (local, size);                                           \
   }                                                                                                \
-  ALIGNED void *ma_hook_calloc_##name (void *context, size_t count, size_t size)                   \
+  ALIGNED void *ma_hook_calloc_##i (void *context, size_t count, size_t size)                      \
   {                                                                                                \
-    (void)context;                                                                                 \
     struct ma_local *local = ma_active;                                                            \
-    return likely (local == NULL) ? call_calloc : ma_object_zalloc (local, count, size);           \
+    return likely (local == NULL) ? hooked.originals[i].calloc (context, count, size)              \
+                                  : ma_object_zalloc (local, count, size);                         \
   }                                                                                                \
-  ALIGNED void *ma_hook_realloc_##name (void *context, void *p, size_t size)                       \
+  ALIGNED void *ma_hook_realloc_##i (void *context, void *p, size_t size)                          \
   {                                                                                                \
     if (unlikely (ma_is_ours (p)))                                                                 \
       return ma_object_resize (p, size | (size == 0)); /* C's realloc would free */                \
-    return likely (ma_active == NULL) ? call_realloc                                               \
+    return likely (ma_active == NULL) ? hooked.originals[i].realloc (context, p, size)             \
                                       : hooked.originals[i].move_in (context, p, size);            \
   }                                                                                                \
-  MA_CLONED ALIGNED void ma_hook_free_##name (void *context, void *p)                              \
+  MA_CLONED ALIGNED void ma_hook_free_##i (void *context, void *p)                                 \
   {                                                                                                \
-    (void)context;                                                                                 \
     if (likely (!ma_is_ours (p)))                                                                  \
-      call_free;                                                                                   \
+      hooked.originals[i].free (context, p);                                                       \
     else                                                                                           \
       release (p);                                                                                 \
   }
-#define HOOK_OF(i)                                                                                 \
-  HOOK (i, i, hooked.originals[i].malloc (context, size),                                          \
-        hooked.originals[i].calloc (context, count, size),                                         \
-        hooked.originals[i].realloc (context, p, size), hooked.originals[i].free (context, p))
-HOOK_OF (0)
-HOOK_OF (1)
-HOOK_OF (2)
-HOOK (libc, 0, hooked.libc.malloc (size | (size == 0)),
-      count == 0 || size == 0 ? hooked.libc.calloc (1, 1) : hooked.libc.calloc (count, size),
-      hooked.libc.realloc (p, size | (size == 0)), hooked.libc.free (p))
+HOOK (0)
+HOOK (1)
+HOOK (2)

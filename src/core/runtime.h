@@ -89,23 +89,13 @@ struct ma_hooked
   ma_hook_realloc
       *move_in; /* realloc of a block from outside, or of NULL, while an arena is active */
 };
-/* The process's malloc. An original that does nothing but call it, and asks for one byte in place of none, may be hooked
- * by the hooks named after it, which take its place: a jump less. Their move_in is the first hook's. */
-struct ma_malloc
-{
-  void *(*malloc) (size_t size);
-  void *(*calloc) (size_t count, size_t size);
-  void *(*realloc) (void *p, size_t size);
-  void (*free) (void *p);
-};
 /* Before a hook is called: what it hooks. Whether that was the first call; it is once and for good, so that another
  * copy of the extension finds its hooks in place. */
-MA_EXPORT int ma_hook (const struct ma_hooked originals[MA_HOOKS], const struct ma_malloc *libc);
-MA_EXPORT ma_hook_malloc ma_hook_malloc_0, ma_hook_malloc_1, ma_hook_malloc_2, ma_hook_malloc_libc;
-MA_EXPORT ma_hook_calloc ma_hook_calloc_0, ma_hook_calloc_1, ma_hook_calloc_2, ma_hook_calloc_libc;
-MA_EXPORT ma_hook_realloc ma_hook_realloc_0, ma_hook_realloc_1, ma_hook_realloc_2,
-    ma_hook_realloc_libc;
-MA_EXPORT ma_hook_free ma_hook_free_0, ma_hook_free_1, ma_hook_free_2, ma_hook_free_libc;
+MA_EXPORT int ma_hook (const struct ma_hooked originals[MA_HOOKS]);
+MA_EXPORT ma_hook_malloc ma_hook_malloc_0, ma_hook_malloc_1, ma_hook_malloc_2;
+MA_EXPORT ma_hook_calloc ma_hook_calloc_0, ma_hook_calloc_1, ma_hook_calloc_2;
+MA_EXPORT ma_hook_realloc ma_hook_realloc_0, ma_hook_realloc_1, ma_hook_realloc_2;
+MA_EXPORT ma_hook_free ma_hook_free_0, ma_hook_free_1, ma_hook_free_2;
 
 /* The calling thread's part of ARENA, made at first use; NULL with ENOMEM. */
 MA_EXPORT struct ma_local *ma_local_of (malloc_arena *arena);

@@ -432,6 +432,90 @@ with vault: assert vault.owns(id(bytes(100)))
     process.ends()
 
 
+def test_lost_raw_hook_below_another_layer(child: Callable[..., Child]) -> None:
+    """What tracemalloc found frees objects by RAW, whose hook is gone: no trial makes one."""
+    process = child(
+        """
+import ctypes, tracemalloc
+class Allocator(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+raw = Allocator()
+ctypes.pythonapi.PyMem_GetAllocator(0, ctypes.byref(raw))
+vault = get(HEAP_SECURE)
+tracemalloc.start()
+ctypes.pythonapi.PyMem_SetAllocator(0, ctypes.byref(raw))
+try:
+    with vault: pass
+except HooksLost:
+    pass
+else:
+    raise AssertionError
+"""
+    )
+    process.ends()
+
+
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "debug"])
+def test_raw_blocks_of_any_size(child: Callable[..., Child], allocator: str) -> None:
+    process = child(
+        """
+import ctypes
+api = ctypes.pythonapi
+for name, arguments in (("Malloc", 1), ("Calloc", 2), ("Realloc", 2), ("Free", 1)):
+    function = getattr(api, "PyMem_Raw" + name)
+    function.restype = None if name == "Free" else ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p if name in ("Realloc", "Free") else ctypes.c_size_t,
+                         ctypes.c_size_t][:arguments]
+vault = get(HEAP_SECURE)
+def look(is_inside):
+    for size in (0, 1, 100, 600, 100_000):
+        blocks = [api.PyMem_RawMalloc(size), api.PyMem_RawCalloc(size, 3),
+                  api.PyMem_RawCalloc(3, size), api.PyMem_RawRealloc(None, size)]
+        assert all(blocks) and len(set(blocks)) == 4
+        assert ctypes.string_at(blocks[1], size * 3) == bytes(size * 3)
+        ctypes.memset(blocks[0], 7, size)
+        blocks[0] = api.PyMem_RawRealloc(blocks[0], size * 2)
+        assert ctypes.string_at(blocks[0], size) == bytes([7]) * size
+        blocks[1] = api.PyMem_RawRealloc(blocks[1], 0)
+        assert all(blocks) and {vault.owns(block) for block in blocks} == {is_inside}
+        with vault:
+            ctypes.memset(blocks[0], 8, size)
+            blocks[0] = api.PyMem_RawRealloc(blocks[0], size * 3)
+            assert ctypes.string_at(blocks[0], size) == bytes([8]) * size
+        assert vault.owns(blocks[0])
+        for block in blocks:
+            api.PyMem_RawFree(block)
+    api.PyMem_RawFree(None)
+look(False)
+live = vault.stats().live_blocks
+with vault: look(True)
+gc.collect()
+assert vault.stats().live_blocks < live + 20, vault.stats()
+""",
+        PYTHONMALLOC=allocator,
+    )
+    process.ends()
+
+
+def test_a_profiler_of_calls_to_malloc(child: Callable[..., Child], tmp_path: Path) -> None:
+    """memray replaces malloc in the tables by which it is called, after the first arena too."""
+    pytest.importorskip("memray")
+    script = """
+import memray
+from pathlib import Path
+vault = get(HEAP_SECURE)
+if SCOPED:
+    with vault: pass
+path = Path(PATH)
+with memray.Tracker(path):
+    kept = [bytearray(5_000_000) for _ in range(10)]
+assert memray.FileReader(path).metadata.peak_memory >= 50_000_000
+"""
+    for scoped in (False, True):
+        path = repr(str(tmp_path / f"{scoped}.bin"))
+        child(f"SCOPED, PATH = {scoped}, {path}\n" + script).ends()
+
+
 IN_SUBINTERPRETERS = """
 vault = get(HEAP_SECURE)
 script = '''
