@@ -86,8 +86,7 @@ struct ma_hooked
   ma_hook_calloc *calloc;
   ma_hook_realloc *realloc;
   ma_hook_free *free;
-  ma_hook_realloc
-      *move_in; /* realloc of a block from outside, or of NULL, while an arena is active */
+  ma_hook_realloc *move_in; /* in an arena: of a block from outside, or of none */
 };
 /* Before a hook is called: what it hooks. Whether that was the first call; it is once and for good, so that another
  * copy of the extension finds its hooks in place. */

@@ -44,6 +44,16 @@ static struct
 /* With MALLOC_ARENA_OPTIONS=active=..., where allocations of no active arena go. */
 static malloc_arena *standing_arena;
 
+/* pymalloc counts blocks that it had from RAW (sys.getallocatedblocks()), and would count this one for ever, as it does
+ * not see it freed: one that it sees is freed in its place. */
+static void
+uncount (const PyMemAllocatorEx *pymalloc)
+{
+  void *p = PyMem_RawMalloc (1);
+  if (p != NULL)
+    pymalloc->free (pymalloc->ctx, p);
+}
+
 /* A block from outside is resized while LOCAL is active: it moves in, and what it leaves is wiped.
  * A failure leaves the caller's block whole, so the arena is asked before the original allocator
  * may move or free anything. */
@@ -98,6 +108,8 @@ move_in (int domain, struct ma_local *local, void *p, size_t size)
     {
       if (in != NULL)
         ma_object_free (in);
+      if (out != NULL && hooked[domain].source == PYMALLOC && ma_owns (out))
+        uncount (original);
       return out;
     }
   memcpy (in, out, size);
@@ -239,6 +251,37 @@ is_debug_on_arena (void)
   return is_inside;
 }
 
+static int is_owner; /* of the hooks, and not another copy of this module */
+
+static void
+place (void)
+{
+  for (int i = 0; i < DOMAINS; i++)
+    {
+      PyMemAllocatorEx hook = standing_arena != NULL     ? standing_set[i]
+                              : hooked[i].source == LIBC ? libc_hooks
+                                                         : scoped_set[i];
+      hook.ctx = hooked[i].original.ctx;
+      if (standing_arena == NULL && hooked[i].source == PYMALLOC)
+        hook.free = hooked[i].original.free;
+      PyMem_SetAllocator (domains[i], &hook);
+    }
+}
+
+/* A Python that was ended and is started again sets its allocators anew. */
+static int
+are_gone (void)
+{
+  for (int i = 0; i < DOMAINS; i++)
+    {
+      PyMemAllocatorEx top;
+      PyMem_GetAllocator (domains[i], &top);
+      if (!is_owner || top.malloc != hooked[i].original.malloc)
+        return 0;
+    }
+  return 1;
+}
+
 static void
 install (void)
 {
@@ -261,17 +304,9 @@ install (void)
   /* Another copy of this module has done it: hooks on its hooks would be for nothing. */
   if (!ma_hook (originals))
     return;
+  is_owner = 1;
   atomic_thread_fence (memory_order_seq_cst);
-  for (int i = 0; i < DOMAINS; i++)
-    {
-      PyMemAllocatorEx hook = standing_arena != NULL     ? standing_set[i]
-                              : hooked[i].source == LIBC ? libc_hooks
-                                                         : scoped_set[i];
-      hook.ctx = hooked[i].original.ctx;
-      if (standing_arena == NULL && hooked[i].source == PYMALLOC)
-        hook.free = hooked[i].original.free;
-      PyMem_SetAllocator (domains[i], &hook);
-    }
+  place ();
 }
 
 /* Before the first object, as pymalloc counts one block less with each that it passes on (in
@@ -307,8 +342,14 @@ find_tracer (struct tracer *tracer)
   PyObject *module = PyImport_ImportModule ("_tracemalloc");
   if (module == NULL)
     {
-      PyErr_Clear (); /* a build without it */
-      return 0;
+      PyErr_Clear (); /* a build without it, or an interpreter with a GIL of its own */
+      if (PyInterpreterState_Get () == PyInterpreterState_Main () || allocator_name () != NULL
+          || _PyMem_GetCurrentAllocatorName == NULL)
+        return 0;
+      core_error ("ArenaError",
+                  "a tool (tracemalloc?) is on top of CPython's memory allocators, and cannot be "
+                  "stopped from this interpreter: make the first arena in the main one");
+      return -1;
     }
   PyObject *is_tracing = PyObject_CallMethod (module, "is_tracing", NULL);
   int found = is_tracing == NULL ? -1 : PyObject_IsTrue (is_tracing);
@@ -344,8 +385,14 @@ pyhooks_install (void)
     INSTALLED
   };
   static _Atomic int state = ABSENT;
-  if (!HAS_HOOKS || likely (atomic_load_explicit (&state, memory_order_acquire) == INSTALLED))
+  if (!HAS_HOOKS)
     return 0;
+  if (likely (atomic_load_explicit (&state, memory_order_acquire) == INSTALLED))
+    {
+      if (unlikely (are_gone ()))
+        place ();
+      return 0;
+    }
   if (is_debug_on_arena ())
     {
       core_error ("ArenaError",

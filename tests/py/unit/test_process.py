@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -310,7 +312,11 @@ COUNTED = """
 import sys
 vault = get(HEAP_SECURE)
 def fill():
+    outside = [bytearray(size) for size in (100, 400, 600, 1000, 3000, 100_000) for _ in range(50)]
     with vault:
+        for block in outside:
+            block.extend(bytes(2000))
+            del block[100:]
         return [bytes(n) for n in range(2, 1000)]
 fill()
 before = sys.getallocatedblocks()
@@ -514,6 +520,83 @@ assert memray.FileReader(path).metadata.peak_memory >= 50_000_000
     for scoped in (False, True):
         path = repr(str(tmp_path / f"{scoped}.bin"))
         child(f"SCOPED, PATH = {scoped}, {path}\n" + script).ends()
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 13), reason="before 3.13 CPython itself ends at this stop()"
+)
+def test_tracemalloc_that_cannot_be_stopped(child: Callable[..., Child]) -> None:
+    """By an interpreter with a GIL of its own, which cannot import it: no hooks to be lost."""
+    process = child(
+        """
+import tracemalloc, _interpreters
+tracemalloc.start()
+interpreter = _interpreters.create("isolated")
+failed = _interpreters.run_string(interpreter, "import malloc_arena; malloc_arena.get(1)")
+assert failed.type.__name__ == "ArenaError" and "in the main one" in failed.msg, failed
+vault = get(HEAP_SECURE)
+failed = _interpreters.run_string(interpreter, '''
+vault = malloc_arena.get(1)
+with vault: kept = [b"s" * n for n in range(2, 2000)]
+''')
+assert failed is None, failed
+tracemalloc.stop()
+assert _interpreters.run_string(interpreter, "kept = None") is None
+"""
+    )
+    process.ends()
+
+
+EMBEDDING = """
+#include <Python.h>
+int main (int argc, char **argv)
+{
+  for (int i = 0; i < 4; i++)
+    {
+      PyConfig config;
+      PyConfig_InitPythonConfig (&config);
+      PyConfig_SetBytesString (&config, &config.program_name, argv[1]);
+      if (PyStatus_Exception (Py_InitializeFromConfig (&config)))
+        return 2;
+      PyConfig_Clear (&config);
+      int failed = PyRun_SimpleString (argv[2]);
+      if (failed || Py_FinalizeEx () < 0)
+        return 1;
+    }
+  return argc != 3;
+}
+"""
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_ENABLE_SHARED") or shutil.which("cc") is None,
+    reason="needs a shared libpython and a C compiler",
+)
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "debug"])
+def test_an_interpreter_that_is_started_again(tmp_path: Path, allocator: str) -> None:
+    source, program = tmp_path / "embedding.c", tmp_path / "embedding"
+    source.write_text(EMBEDDING)
+    directory = sysconfig.get_config_var("LIBDIR")
+    library = f"-lpython{sysconfig.get_config_var('LDVERSION')}"
+    headers, runtime = sysconfig.get_path("include"), f"-Wl,-rpath,{directory}"
+    subprocess.run(
+        ["cc", source, "-o", program, f"-I{headers}", f"-L{directory}", library, runtime],
+        check=True,
+    )
+    script = """
+import gc, malloc_arena
+vault = malloc_arena.get(malloc_arena.HEAP_SECURE)
+with vault: kept = [bytes(n) for n in range(2, 2000)]
+assert all(vault.owns(id(block)) for block in kept)
+assert not vault.owns(id(bytes(100)))
+del kept
+"""
+    subprocess.run(
+        [program, sys.executable, script],
+        check=True,
+        env=os.environ | {"PYTHONMALLOC": allocator},
+        timeout=60,
+    )
 
 
 IN_SUBINTERPRETERS = """
