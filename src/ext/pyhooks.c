@@ -3,7 +3,8 @@
  * Owns: one wrapping hook per domain, installed once and for good. After initialisation CPython
  * allows wrapping hooks only, and swapping them is a race: a block must not meet another free than
  * its own. So there is no way back, no module state that could die before a block, and no memory:
- * blocks are freed through here after the module, and the interpreter, are gone.
+ * blocks are freed through here after the module, and the interpreter, are gone. A Python that is
+ * started again in the same process gets them again.
  * Free of MEM and OBJ is hooked with the first scope only: pymalloc passes what is not its own on to RAW, whose
  * hook is there from the first arena on, so that until then nobody pays for it.
  *
@@ -196,8 +197,7 @@ libc_realloc (void *ctx, void *p, size_t size)
     return ma_object_resize (p, size);
   struct ma_local *local = ma_active;
   if (unlikely (local != NULL))
-    return resize_from_outside (0, local, p,
-                                size); /* the domain counts for nothing with this source */
+    return resize_from_outside (0, local, p, size); /* of whatever domain: its source is LIBC */
   return realloc (p, size);
 }
 
@@ -213,9 +213,8 @@ libc_free (void *ctx, void *p)
 
 static ma_hook_realloc *const from_outside[DOMAINS] = { move_in_0, move_in_1, move_in_2 };
 
-#define SCOPED(name)                                                                               \
-  { NULL, ma_hook_malloc_##name, ma_hook_calloc_##name, ma_hook_realloc_##name,                    \
-    ma_hook_free_##name }
+#define SCOPED(i)                                                                                  \
+  { NULL, ma_hook_malloc_##i, ma_hook_calloc_##i, ma_hook_realloc_##i, ma_hook_free_##i }
 #define STANDING(i)                                                                                \
   { NULL, standing_malloc_##i, standing_calloc_##i, standing_realloc_##i, ma_hook_free_##i }
 
