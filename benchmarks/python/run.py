@@ -92,7 +92,8 @@ def measure(python: str, names: Sequence[str], rounds: int, each: int) -> dict[s
                 if name not in counts:
                     counts[name] = max(SAMPLE_NS * 3 // max(workers["absent"].ask(name, 3), 1), 1)
             for turn in range(min(each, rounds - done)):
-                order = [CONDITIONS[(turn + done + i) % 4] for i in range(4)]
+                first = (turn + done) % len(CONDITIONS)
+                order = CONDITIONS[first:] + CONDITIONS[:first]
                 for name in names:
                     for condition in order:
                         spent = workers[condition].ask(name, counts[name])
@@ -158,7 +159,7 @@ def report(results: Sequence[dict[str, Any]]) -> None:
         + " | ".join(f"{r['python']} us | inactive | left | active" for r in results)
         + " |"
     )
-    print("|---|" + "---|" * 4 * len(results))
+    print("|---|" + "---|" * len(CONDITIONS) * len(results))
     for name in names:
         cells = []
         for result in results:

@@ -252,6 +252,7 @@ is_debug_on_arena (void)
 
 static int is_owner; /* of the hooks, and not another copy of this module */
 
+/* RAW first, to which pymalloc passes on what is not its own. */
 static void
 place (void)
 {
@@ -308,7 +309,7 @@ install (void)
   place ();
 }
 
-/* Before the first object, as pymalloc counts one block less with each that it passes on (in
+/* With the GIL. Before the first object, as pymalloc counts one block less with each that it passes on (in
  * sys.getallocatedblocks()), and takes longer. Not where another tool's layer is on top, which frees by what it found. */
 void
 pyhooks_complete (void)

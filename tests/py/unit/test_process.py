@@ -308,6 +308,12 @@ del inside, more
 """
 
 
+ALLOCATOR = """
+import ctypes
+class Allocator(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+"""
+
 COUNTED = """
 import sys
 vault = get(HEAP_SECURE)
@@ -336,10 +342,9 @@ def test_tracemalloc_started_before(child: Callable[..., Child]) -> None:
 def test_free_before_the_first_scope(child: Callable[..., Child]) -> None:
     """Until then CPython's own free is in place, also for who saves it; nothing is lost by that."""
     process = child(
-        """
-import ctypes, sys, tracemalloc
-class Allocator(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+        ALLOCATOR
+        + """
+import sys, tracemalloc
 def look():
     found = []
     for domain in (1, 2):
@@ -390,11 +395,9 @@ assert abs(sys.getallocatedblocks() - before) < 100
 def test_a_free_of_another_tool_stays(child: Callable[..., Child]) -> None:
     """One put there between the first arena and the first scope; here it is a hook of ours."""
     process = child(
-        """
-import ctypes
+        ALLOCATOR
+        + """
 from malloc_arena.cli.config import library
-class Allocator(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
 vault = get(HEAP_SECURE)
 top, now = Allocator(), Allocator()
 ctypes.pythonapi.PyMem_GetAllocator(2, ctypes.byref(top))
@@ -413,10 +416,8 @@ assert now.free == theirs
 def test_lost_hooks(child: Callable[..., Child]) -> None:
     """A tool that restores an allocator it saved before us is noticed at the next entry."""
     process = child(
-        """
-import ctypes
-class Allocator(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+        ALLOCATOR
+        + """
 saved, ours = Allocator(), Allocator()
 ctypes.pythonapi.PyMem_GetAllocator(2, ctypes.byref(saved))
 vault = get(HEAP_SECURE)
@@ -441,10 +442,9 @@ with vault: assert vault.owns(id(bytes(100)))
 def test_lost_raw_hook_below_another_layer(child: Callable[..., Child]) -> None:
     """What tracemalloc found frees objects by RAW, whose hook is gone: no trial makes one."""
     process = child(
-        """
-import ctypes, tracemalloc
-class Allocator(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
+        ALLOCATOR
+        + """
+import tracemalloc
 raw = Allocator()
 ctypes.pythonapi.PyMem_GetAllocator(0, ctypes.byref(raw))
 vault = get(HEAP_SECURE)
@@ -584,7 +584,7 @@ def test_an_interpreter_that_is_started_again(tmp_path: Path, allocator: str) ->
         check=True,
     )
     script = """
-import gc, malloc_arena
+import malloc_arena
 vault = malloc_arena.get(malloc_arena.HEAP_SECURE)
 with vault: kept = [bytes(n) for n in range(2, 2000)]
 assert all(vault.owns(id(block)) for block in kept)
