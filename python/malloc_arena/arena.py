@@ -207,22 +207,13 @@ class _AsyncIterate(AnyAsyncGenerator):
         return self._step("aclose")
 
 
-# By code and offset of the `with`: whether its block may be suspended.
-_suspends: dict[tuple[CodeType, int], bool] = {}
-
-
 def check_frame(frame: FrameType) -> None:
     """ArenaError if the `with` that a generator or coroutine is entering has a yield or an await in
     its block: suspended there, it would leave the arena active in its caller, or in other tasks."""
     code = frame.f_code
     if not code.co_flags & (_CO_GENERATOR | _CO_COROUTINE | _CO_ASYNC_GENERATOR):
         return
-    key = code, frame.f_lasti
-    if key not in _suspends:
-        if len(_suspends) > 1000:
-            _suspends.clear()
-        _suspends[key] = _may_suspend(code, frame.f_lasti)
-    if _suspends[key]:
+    if _may_suspend(code, frame.f_lasti):
         raise ArenaError(
             f"the block of this `with` in {code.co_qualname} ({code.co_filename}:{frame.f_lineno}) "
             "yields or awaits, and would leave the arena active in whatever runs meanwhile: use "

@@ -48,7 +48,8 @@ struct core_state
   PyTypeObject *inherited_type;
   PyTypeObject *run_type;
   PyTypeObject *iterate_type;
-  int is_following; /* threads of this interpreter inherit scopes */
+  Py_ssize_t blocks_index; /* of what scope_check_frame() keeps with code objects */
+  int is_following;        /* threads of this interpreter inherit scopes */
 };
 
 extern PyType_Spec arena_spec;
@@ -80,9 +81,10 @@ PyObject *scope_enter (PyObject *arena, PyObject *ignored);
 PyObject *scope_exit (PyObject *arena, PyObject *const *args, Py_ssize_t count);
 PyObject *scope_call (PyObject *arena, PyObject *const *args, Py_ssize_t count, PyObject *names);
 
-/* The two parts of __enter__. The check calls Python code, the other does not once the arena is active. 0,
- * or -1 with an exception; the arena, or NULL with one. */
-int scope_check_frame (void);
+/* The two parts of __enter__, of an Arena or a Scope. The check calls Python code, the other does not once the
+ * arena is active. 0, or -1 with an exception; the arena, or NULL with one. */
+int scope_check_frame (PyObject *self);
+Py_ssize_t scope_blocks_index (void); /* core_state's blocks_index; -1: none is left */
 PyObject *scope_open (PyObject *arena);
 
 /* 0, or -1 with an exception. */

@@ -210,6 +210,7 @@ core_exec (PyObject *module)
   Py_XDECREF (version);
   if (added == -1)
     return -1;
+  state->blocks_index = scope_blocks_index ();
   const char *always = getenv ("MALLOC_ARENA_SWEEP");
   if (always != NULL && strcmp (always, "1") == 0)
     scope_sweep_always ();

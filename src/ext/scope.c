@@ -8,6 +8,8 @@
 #include "ext.h"
 
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 #include <structmember.h>
 
 enum
@@ -54,26 +56,82 @@ sweep (const char *name)
 }
 
 /* A generator or coroutine that is suspended inside a `with` would leave the arena active in
- * whoever runs next. Whether the block can be is decided by its code, and only for such frames. */
+ * whoever runs next. Whether the block can be is decided by its code, once, and only for such frames. */
+struct blocks
+{
+  size_t count;
+  int starts[]; /* the offsets of those `with`s whose blocks cannot be suspended */
+};
+
+#if PY_VERSION_HEX < 0x030c0000
+#define PyUnstable_Eval_RequestCodeExtraIndex _PyEval_RequestCodeExtraIndex
+#define PyUnstable_Code_GetExtra _PyCode_GetExtra
+#define PyUnstable_Code_SetExtra _PyCode_SetExtra
+#endif
+
+Py_ssize_t
+scope_blocks_index (void)
+{
+  return PyUnstable_Eval_RequestCodeExtraIndex (free);
+}
+
+static struct blocks *
+blocks_of (PyObject *code, Py_ssize_t index)
+{
+  void *blocks = NULL;
+  PyUnstable_Code_GetExtra (code, index, &blocks);
+  return blocks;
+}
+
+static int
+check_block (PyFrameObject *frame, PyObject *code, Py_ssize_t index)
+{
+  int start = PyFrame_GetLasti (frame);
+  const struct blocks *known = blocks_of (code, index);
+  for (size_t i = 0; known != NULL && i < known->count; i++)
+    if (likely (known->starts[i] == start))
+      return 0;
+  PyObject *module = PyImport_ImportModule ("malloc_arena.arena");
+  PyObject *result
+      = module ? PyObject_CallMethod (module, "check_frame", "O", (PyObject *)frame) : NULL;
+  Py_XDECREF (module);
+  if (result == NULL)
+    return -1;
+  Py_DECREF (result);
+  if (index == -1) /* others have them all */
+    return 0;
+  known = blocks_of (code, index); /* other code may have run meanwhile */
+  size_t count = known != NULL ? known->count : 0;
+  struct blocks *blocks = malloc (sizeof *blocks + (count + 1) * sizeof blocks->starts[0]);
+  if (blocks == NULL)
+    return 0;
+  if (count != 0)
+    memcpy (blocks->starts, known->starts, count * sizeof blocks->starts[0]);
+  blocks->starts[count] = start;
+  blocks->count = count + 1;
+  if (PyUnstable_Code_SetExtra (code, index, blocks) == 0) /* which frees what was there */
+    return 0;
+  free (blocks);
+  return -1;
+}
+
 int
-scope_check_frame (void)
+scope_check_frame (PyObject *self)
 {
   PyFrameObject *frame = PyEval_GetFrame ();
   if (frame == NULL)
     return 0;
   PyCodeObject *code = PyFrame_GetCode (frame);
-  int may_suspend = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+  int result = 0;
+  if (unlikely (code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR)))
+    {
+      struct core_state *state = core_state_of (Py_TYPE (self));
+      malloc_arena_enter (NULL); /* what the check remembers belongs to no arena */
+      result = state != NULL ? check_block (frame, (PyObject *)code, state->blocks_index) : -1;
+      malloc_arena_leave (NULL);
+    }
   Py_DECREF (code);
-  if (likely (!may_suspend))
-    return 0;
-  malloc_arena_enter (NULL); /* what the check remembers belongs to no arena */
-  PyObject *module = PyImport_ImportModule ("malloc_arena.arena");
-  PyObject *result
-      = module ? PyObject_CallMethod (module, "check_frame", "O", (PyObject *)frame) : NULL;
-  Py_XDECREF (result);
-  Py_XDECREF (module);
-  malloc_arena_leave (NULL);
-  return result ? 0 : -1;
+  return result;
 }
 
 static void
@@ -234,7 +292,7 @@ scope_open (PyObject *self)
 PyObject *
 scope_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
-  return scope_check_frame () == -1 ? NULL : scope_open (self);
+  return scope_check_frame (self) == -1 ? NULL : scope_open (self);
 }
 
 /* Below this depth are the scopes of who called the code that runs: call(), or, in a thread that

@@ -50,7 +50,7 @@ with_enter (PyObject *self, PyObject *Py_UNUSED (ignored))
 {
   struct with_object *with = (struct with_object *)self;
   /* The sweep last: a value from the free lists is an object outside the arena that the block would use. */
-  if (scope_check_frame () == -1 || (with->is_swept && sweep (with->arena) == -1))
+  if (scope_check_frame (self) == -1 || (with->is_swept && sweep (with->arena) == -1))
     return NULL;
   return scope_open (with->arena);
 }

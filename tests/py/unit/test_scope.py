@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -286,6 +287,44 @@ def test_a_coroutine_cannot_be_suspended_inside(own: Arena, make: Callable[[Aren
         make(own).send(None)
     with pytest.raises(ArenaError, match="yields or awaits"):
         suspended_async_generator(own).__anext__().send(None)  # type: ignore[attr-defined]
+
+
+def test_each_block_of_a_coroutine_is_checked_where_it_stands(own: Arena) -> None:
+    async def both(can_suspend: bool) -> list[bool]:
+        with own:
+            found = [own.owns(id(bytes(100)))]
+        with own:
+            found.append(own.owns(id(bytes(100))))
+        if can_suspend:
+            with own:
+                await never()
+        return found
+
+    for _ in range(3):
+        with pytest.raises(StopIteration) as stopped:
+            both(False).send(None)
+        assert stopped.value.value == [True, True]
+        with pytest.raises(ArenaError, match="yields or awaits"):
+            both(True).send(None)
+        assert not own.owns(id(bytes(100)))
+
+
+def test_what_is_known_of_a_block_goes_with_its_code(own: Arena) -> None:
+    """Other code in the same place in memory is checked anew, and nothing keeps the old."""
+
+    def made(body: str) -> Callable[[Arena], Iterator[int]]:
+        space: dict[str, Any] = {}
+        exec(f"def steps(own):\n  with own:\n{body}", {}, space)
+        return space["steps"]  # type: ignore[no-any-return]
+
+    for _ in range(200):
+        steps = made("    pass\n  yield 1")
+        assert list(steps(own)) == [1]
+        code = weakref.ref(steps.__code__)
+        del steps
+        assert code() is None
+        with pytest.raises(ArenaError, match="yields or awaits"):
+            list(made("    yield 1\n  pass")(own))
 
 
 def test_a_generator_may_have_scopes_between_its_steps(own: Arena) -> None:
