@@ -250,7 +250,8 @@ is_debug_on_arena (void)
   return is_inside;
 }
 
-static int is_owner; /* of the hooks, and not another copy of this module */
+static int is_owner;            /* of the hooks, and not another copy of this module */
+static _Atomic int is_complete; /* free of MEM and OBJ is hooked as well */
 
 /* RAW first, to which pymalloc passes on what is not its own. */
 static void
@@ -266,6 +267,7 @@ place (void)
         hook.free = hooked[i].original.free;
       PyMem_SetAllocator (domains[i], &hook);
     }
+  is_complete = 0;
 }
 
 /* A Python that was ended and is started again sets its allocators anew. */
@@ -314,16 +316,24 @@ install (void)
 void
 pyhooks_complete (void)
 {
+  if (likely (atomic_load_explicit (&is_complete, memory_order_relaxed)))
+    return;
+  int done = 1;
   for (int i = 0; i < DOMAINS; i++)
     {
       PyMemAllocatorEx top;
       PyMem_GetAllocator (domains[i], &top);
-      if (likely (top.free == scoped_set[i].free) || top.free != hooked[i].original.free
-          || top.malloc != scoped_set[i].malloc)
+      if (top.free == scoped_set[i].free || top.free == libc_hooks.free)
         continue;
+      if (top.free != hooked[i].original.free || top.malloc != scoped_set[i].malloc)
+        {
+          done = 0;
+          continue;
+        }
       top.free = scoped_set[i].free;
       PyMem_SetAllocator (domains[i], &top);
     }
+  is_complete = done;
 }
 
 /* tracemalloc puts back at its stop what it found at its start. Were that from before us, arena
