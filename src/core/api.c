@@ -174,7 +174,7 @@ malloc_arena_scrub (size_t bytes)
 enum
 {
   STEP = 16 << 10, /* more than nearly any frame has that is not written */
-  OWN = 1 << 10    /* what a scrub leaves below itself: its own frames */
+  OWN = 1 << 10    /* what a scrub leaves right below what it wiped: its own frames */
 };
 
 /* How far below HERE, the caller's frame, the stack was written: LEAST bytes, and on in steps up to one that is zero,
@@ -188,6 +188,8 @@ find_used (const char *here, size_t least, size_t most)
       char *step = __builtin_alloca (STEP);
       __asm__ volatile ("" : "+r"(step) : : "memory"); /* it is not new to us */
       ma_say_defined (step, STEP);
+      char *own = step + STEP - OWN;
+      ma_wipe (own, (size_t)(low - own));
       if (ma_is_all_zero (step, STEP - OWN))
         break;
       low = step;
@@ -200,14 +202,16 @@ void
 ma_scrub_used (size_t least)
 {
   char *here = __builtin_frame_address (0);
-  size_t bytes = ma_stack_room (here, least + STEP);
-  if (bytes == least + STEP)
+  size_t bytes = ma_stack_room (here, least);
+  if (bytes == least)
     {
-      bytes = find_used (here, least, least + STEP);
-      if (unlikely (bytes >= least + STEP))
-        bytes = find_used (here, least, ma_stack_room (here, SIZE_MAX));
+      bytes = find_used (here, least - STEP, least);
+      if (unlikely (bytes >= least))
+        bytes = find_used (here, least - STEP, ma_stack_room (here, SIZE_MAX));
     }
-  ma_scrub_stack (bytes);
+  ma_scrub_stack (
+      bytes
+      + (size_t)((char *)__builtin_dwarf_cfa () - here)); /* it counts from the caller's frame */
 }
 
 MA_EXPORT malloc_arena *

@@ -114,7 +114,8 @@ MA_EXPORT void ma_arena_hold (malloc_arena *arena, int more);
 /* How many enters of the calling thread are open. */
 MA_EXPORT unsigned ma_depth (void);
 
-/* As malloc_arena_scrub, and below LEAST bytes as far as the stack was written: until 16 KiB of it are zero. */
+/* As malloc_arena_scrub with LEAST bytes, from 32 KiB up; and if the last 16 KiB of them were written, as far as the
+ * stack below was: until 16 KiB of it are zero. */
 MA_EXPORT void ma_scrub_used (size_t least);
 
 /* Wipes N bytes at P; the compiler cannot drop it. */

@@ -176,12 +176,22 @@ ma_say_defined (void *p, size_t n)
                                                                                                    \
   target static void wipe_back_##width (void *p, size_t n)                                         \
   {                                                                                                \
-    if (n >= MA_WIPE_CHUNK)                                                                        \
+    if (n >= MA_WIPE_CHUNK + 64)                                                                   \
       {                                                                                            \
         ma_say_defined (p, n);                                                                     \
         size_t odd = ((uintptr_t)p + n) % 64; /* chunks are whole cache lines */                   \
         n -= odd;                                                                                  \
         ma_wipe_inline ((char *)p + n, odd);                                                       \
+        /* Of a stack often no more was written since the last time. */                            \
+        for (size_t part = MA_WIPE_CHUNK / 8, done = 0; done < MA_WIPE_CHUNK; part = done)         \
+          {                                                                                        \
+            n -= part;                                                                             \
+            done += part;                                                                          \
+            const char *end = (char *)p + n + part;                                                \
+            if (!is_zero_##width (end - 8 * width, 8 * width)                                      \
+                || !is_zero_##width ((char *)p + n, part - 8 * width))                             \
+              wipe_##width ((char *)p + n, part);                                                  \
+          }                                                                                        \
       }                                                                                            \
     while (n >= MA_WIPE_CHUNK)                                                                     \
       {                                                                                            \

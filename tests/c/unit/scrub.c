@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include "check.h"
+#include "runtime.h"
 
 static _Atomic unsigned asked;
 
@@ -147,6 +148,44 @@ on_signal_stack (void *is_own)
   CHECK (check_all (outer, 0x5a, 4096));
 }
 
+enum
+{
+  NEAR = 128 << 10,
+  NEVER_WRITTEN = 400 << 10 /* more than the stack had before */
+};
+
+__attribute__ ((__noinline__)) static void
+leave_at (size_t depth)
+{
+  volatile char *room = __builtin_alloca (depth);
+  memset ((void *)room, 0x6b, 40);
+  dead = check_hide ((void *)room);
+}
+
+/* The end of a Python scope: so many bytes are zero, whatever in between nobody wrote, and more as far as the stack was
+ * used. */
+static void
+used (void *unused)
+{
+  (void)unused;
+  malloc_arena_get (HEAP_SECURE);
+  for (size_t depth = 512; depth < NEAR - 256; depth += 40)
+    {
+      leave_at (depth);
+      CHECK (left (40) > 30);
+      ma_scrub_used (NEAR);
+      CHECK_EQUAL (left (40), 0);
+    }
+  leave_bytes ();
+  ma_scrub_used (NEAR);
+  CHECK (left (FRAME) < 8);
+  for (size_t depth = NEAR - 8000; depth < NEVER_WRITTEN; depth += 8000)
+    leave_at (depth);
+  ma_scrub_used (NEAR);
+  for (size_t depth = NEAR - 8000; depth < NEVER_WRITTEN; depth += 8000, dead += 8000)
+    CHECK_EQUAL (left (40), 0);
+}
+
 /* All there is of the first stack, of which arguments and environment have their part. */
 static void
 whole_stack (void)
@@ -209,6 +248,7 @@ main (int argc, char **argv)
   run (in_arena, HEAP_DEFAULT);
   run (in_none, 0);
   run (in_child, 0);
+  CHECK_EQUAL (check_child (used, NULL).exit_code, 0);
   whole_stack ();
   CHECK_EQUAL (check_child (on_signal_stack, NULL).exit_code, 0);
   CHECK_EQUAL (check_child (on_signal_stack, &asked).exit_code, 0);
