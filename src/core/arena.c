@@ -26,12 +26,22 @@ static pthread_key_t at_thread_exit;
 /* ---- threads ---- */
 
 /* A local arena outlives its thread: what it holds may live on, and the next thread that needs a
- * part of the same arena takes it over. */
+ * part of the same arena takes it over. So does some of what nobody uses: to open it takes longer than a short thread's
+ * work. */
 static void
 hand_over (struct ma_local *local)
 {
+  malloc_arena *arena = local->arena;
   pthread_mutex_lock (&local->lock);
-  ma_local_reclaim (local);
+  ma_slab_collect (local);
+  size_t pages = ma_slab_idle (local) + (local->warm_bytes >> MA_PAGE_SHIFT);
+  if (!arena->is_secretmem && atomic_load (&arena->kept) + pages <= ma_slab_kept_most (local))
+    {
+      local->kept = pages;
+      atomic_fetch_add (&arena->kept, pages);
+    }
+  else
+    ma_local_reclaim (local);
   atomic_store_explicit (&local->owner, MA_NOBODY, memory_order_release);
   /* A free that found the owner still there has only queued its slab. */
   atomic_thread_fence (memory_order_seq_cst);
@@ -53,6 +63,28 @@ init_once (void)
   pthread_atfork (before_fork, after_fork, in_child);
 }
 
+/* Dead stack, whole pages: of 8 MiB, the usual size, few are present, and there is nothing in the others. What was only
+ * looked at is not written to, as that would make a page of it. */
+static void
+wipe_present (char *low, char *end)
+{
+  unsigned char present[2048];
+  for (char *at = low; at < end;)
+    {
+      size_t pages = (size_t)(end - at) >> MA_PAGE_SHIFT;
+      if (pages > sizeof present)
+        pages = sizeof present;
+      int is_known = os_present (at, pages << MA_PAGE_SHIFT, present) == 0;
+      for (size_t i = 0; i < pages; i++, at += MA_PAGE)
+        if (!is_known || present[i] & 1)
+          {
+            ma_say_defined (at, MA_PAGE);
+            if (!ma_is_all_zero (at, MA_PAGE))
+              ma_wipe (at, MA_PAGE);
+          }
+    }
+}
+
 /* The stack of a thread that was in an arena goes to the next thread, or lies in the C library's
  * cache: neither is a place for what its calls left there. By the thread, at its end. */
 static __attribute__ ((noinline)) void
@@ -67,7 +99,7 @@ wipe_own_stack (void)
   char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
   char *low = (char *)os_round_up ((uintptr_t)here - room, MA_PAGE);
   if (room > 2 * NEAR && low < end)
-    os_wipe_present (low, (size_t)(end - low));
+    wipe_present (low, end);
   size_t rest = (size_t)(here - end) + NEAR;
   ma_scrub_stack (room < rest ? room : rest);
 }
@@ -266,14 +298,42 @@ ma_stack_room (char *p, size_t bytes)
 
 /* ---- local arenas ---- */
 
+/* With its lock. */
+static void
+take_kept (struct ma_local *local)
+{
+  atomic_fetch_sub (&local->arena->kept, local->kept);
+  local->kept = 0;
+}
+
 int
 ma_local_reclaim (struct ma_local *local)
 {
   malloc_arena *arena = local->arena;
+  take_kept (local);
   size_t before = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
   ma_range_flush (local);
   ma_slab_trim (local);
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
+}
+
+int
+ma_left_reclaim (malloc_arena *arena, int may_wait)
+{
+  int any = 0;
+  if (atomic_load (&arena->kept) == 0)
+    return 0;
+  for (struct ma_local *local = __atomic_load_n (&arena->locals, __ATOMIC_ACQUIRE); local;
+       local = local->next)
+    {
+      if (atomic_load_explicit (&local->owner, memory_order_relaxed) != MA_NOBODY
+          || (may_wait ? pthread_mutex_lock : pthread_mutex_trylock) (&local->lock) != 0)
+        continue;
+      if (local->kept != 0)
+        any |= ma_local_reclaim (local);
+      pthread_mutex_unlock (&local->lock);
+    }
+  return any;
 }
 
 int
@@ -293,6 +353,10 @@ ma_others_reclaim (const malloc_arena *arena)
       any |= ma_local_reclaim (other);
       pthread_mutex_unlock (&other->lock);
     }
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (ma_arena_table[i] != NULL && ma_arena_table[i] != arena
+        && atomic_load (&ma_arena_table[i]->locked) != 0)
+      any |= ma_left_reclaim (ma_arena_table[i], 0);
   pthread_mutex_unlock (&table_lock);
   return any;
 }
@@ -373,6 +437,7 @@ make_local (malloc_arena *arena)
     {
       pthread_mutex_lock (&local->lock);
       atomic_store_explicit (&local->owner, thread, memory_order_release);
+      take_kept (local);
       pthread_mutex_unlock (&local->lock);
     }
   else

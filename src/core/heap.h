@@ -71,6 +71,7 @@ struct malloc_arena
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */
   _Atomic unsigned local_count;
+  _Atomic size_t kept;    /* pages, in locals of no thread */
   _Atomic unsigned holds; /* scopes of who waits, to be entered again */
   struct ma_unit *larges; /* all large ranges, live or warm */
 };
@@ -117,9 +118,10 @@ struct ma_local
   uint32_t fresh_left;
   struct ma_unit *warm[MA_BINS]; /* wiped large blocks, ready */
   size_t warm_bytes;
-  unsigned warm_epoch;   /* counts how often they had to make room, */
-  uint8_t was_asked;     /* and whether there was a large allocation since */
-  unsigned warm_hand;    /* bin that makes room next */
+  unsigned warm_epoch; /* counts how often they had to make room, */
+  uint8_t was_asked;   /* and whether there was a large allocation since */
+  unsigned warm_hand;  /* bin that makes room next */
+  size_t kept;         /* pages that stay present though its thread is gone and nobody uses them */
   struct ma_local *next; /* of the arena */
   pthread_mutex_t lock;
   /* A line of its own: other threads write it. */
@@ -261,8 +263,10 @@ void ma_heap_fork_done (struct ma_unit *unit);
 /* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether
  * that was anything. By its owner, lock held. */
 int ma_local_reclaim (struct ma_local *local);
-/* The same for what the calling thread has locked in other arenas, because what may be locked was met. With locks held:
- * where somebody else holds one, nothing. */
+/* The same for what threads that are gone have left in ARENA. With no lock held if it MAY_WAIT, else none of a fork. */
+int ma_left_reclaim (malloc_arena *arena, int may_wait);
+/* The same for what the calling thread, and threads that are gone, have locked in other arenas, because what may be
+ * locked was met. With locks held: where somebody else holds one, nothing. */
 int ma_others_reclaim (const malloc_arena *arena);
 
 /* Notes that the kernel refused a property. */

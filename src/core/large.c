@@ -290,6 +290,7 @@ alloc (struct ma_local *local, size_t size, size_t align, int has_room, int *is_
       pthread_mutex_lock (&local->lock);
       int more = ma_local_reclaim (local);
       pthread_mutex_unlock (&local->lock);
+      more |= ma_left_reclaim (local->arena, 1);
       if (more)
         unit = ma_range_open (local, pages, 0);
     }

@@ -347,31 +347,6 @@ os_present (void *p, size_t size, unsigned char *present)
   return outcome (mincore (p, size, present), saved);
 }
 
-void
-os_wipe_present (void *p, size_t size)
-{
-  enum
-  {
-    PAGES = 2048 /* 8 MiB, the usual stack, in one call */
-  };
-  unsigned char present[PAGES];
-  int saved = errno;
-  for (char *at = p; at < (char *)p + size;)
-    {
-      size_t rest = (size_t)((char *)p + size - at);
-      size_t bytes = rest < PAGES * MA_PAGE ? rest : PAGES * MA_PAGE;
-      int is_known = mincore (at, bytes, present) == 0;
-      for (size_t i = 0; i < bytes >> MA_PAGE_SHIFT; i++)
-        if (is_known && present[i] & 1)
-          {
-            memset (at + (i << MA_PAGE_SHIFT), 0, MA_PAGE);
-            __asm__ volatile ("" : : "r"(at) : "memory");
-          }
-      at += bytes;
-    }
-  errno = saved;
-}
-
 int
 os_exclude_from_dump (void *p, size_t size)
 {

@@ -172,6 +172,7 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
         {
           pthread_mutex_lock (&local->lock);
           ma_local_reclaim (local);
+          ma_left_reclaim (arena, 0);
           ma_others_reclaim (arena);
           unlockable = ma_heap_lock (arena, start, bytes, unit->state, &locked);
           pthread_mutex_unlock (&local->lock);

@@ -53,6 +53,7 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
     {
       ma_range_flush (local);
       give_all (local, unit);
+      ma_left_reclaim (arena, 0);
       ma_others_reclaim (arena);
       refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
     }
@@ -336,6 +337,24 @@ warm_pages (const struct ma_local *local)
                                   : most;
 }
 
+size_t
+ma_slab_idle (const struct ma_local *local)
+{
+  size_t idle = 0;
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    idle += ma_page_count (ma_pages_empty (unit));
+  return idle;
+}
+
+size_t
+ma_slab_kept_most (const struct ma_local *local)
+{
+  return local->warm_most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
+         : local->warm_most > WARM_PAGES_MOST ? WARM_PAGES_MOST
+                                              : local->warm_most;
+}
+
 /* Gives back pages without a live slot, and slabs without one, until KEEP of IDLE such pages are left; returns how many
  * are. The slab KEPT stays as it is; current ones stay slabs, unless everything is to go. If OLD, only of slabs that
  * have not become current since pages were given back last. */
@@ -382,10 +401,7 @@ static void
 give_cold (struct ma_local *local)
 {
   size_t keep = warm_pages (local);
-  size_t idle = 0;
-  struct ma_unit *heap = local->heaps;
-  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
-    idle += ma_page_count (ma_pages_empty (unit));
+  size_t idle = ma_slab_idle (local);
   if (idle <= 2 * keep)
     return;
   idle = give_pages (local, idle, keep, NULL, 1);
@@ -564,8 +580,15 @@ ma_slab_refill (struct ma_local *local, unsigned class)
   int refused;
   pthread_mutex_lock (&local->lock);
   struct ma_unit *unit = next_slab (local, class, &refused);
-  if (unit == NULL && ma_local_reclaim (local))
-    unit = next_slab (local, class, &refused);
+  if (unit == NULL)
+    {
+      int any = ma_local_reclaim (local);
+      pthread_mutex_unlock (&local->lock);
+      any |= ma_left_reclaim (local->arena, 1);
+      pthread_mutex_lock (&local->lock);
+      if (any)
+        unit = next_slab (local, class, &refused);
+    }
   if (local->floor < ma_live_bytes (local) / 2)
     set_floor (local);
   pthread_mutex_unlock (&local->lock);

@@ -4,6 +4,8 @@
 
 #include <malloc.h>
 #include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 
 static malloc_arena *arena;
 
@@ -167,6 +169,169 @@ ends_inside (void)
   CHECK_EQUAL (check_stats (arena).live_blocks, 0);
 }
 
+/* ---- what a thread that is gone leaves for the next ---- */
+
+enum
+{
+  KIB = 1024,
+  MIB = 1024 * KIB,
+  KEPT = MIB /* of small blocks' pages, by all such threads of an arena */
+};
+
+static malloc_arena *
+arena_of (size_t limit, unsigned lock)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .limit = limit, .lock = lock };
+  malloc_arena *made = malloc_arena_new (&options);
+  CHECK (made != NULL);
+  return made;
+}
+
+static pthread_barrier_t together;
+
+static void
+fill_and_free (size_t bytes)
+{
+  static __thread char *blocks[4000];
+  size_t n = 0;
+  for (size_t size = 16; bytes > size && n < 4000; bytes -= size, size = size % 2000 + 16)
+    {
+      CHECK ((blocks[n] = malloc (size)) != NULL);
+      memset (blocks[n++], 0x5a, size);
+    }
+  while (n > 0)
+    free (blocks[--n]);
+}
+
+static void *
+short_work (void *bytes)
+{
+  malloc_arena_enter (arena);
+  fill_and_free ((uintptr_t)bytes);
+  malloc_arena_leave (arena);
+  return NULL;
+}
+
+static void *
+work_together (void *bytes)
+{
+  pthread_barrier_wait (&together);
+  short_work (bytes);
+  pthread_barrier_wait (&together);
+  return NULL;
+}
+
+static void
+run_thread (size_t bytes)
+{
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, short_work, (void *)bytes), 0);
+  pthread_join (thread, NULL);
+}
+
+/* Short threads one after the other open no pages, and what they left is nobody's for ever. */
+static void
+kept (void)
+{
+  arena = arena_of (0, 0);
+  run_thread (300 * KIB);
+  size_t present = check_region ().present;
+  CHECK (present >= 300 * KIB && present <= KEPT);
+  for (unsigned i = 0; i < 20; i++)
+    run_thread (300 * KIB);
+  CHECK (check_region ().present <= present + 8 * CHECK_PAGE);
+  struct rusage before, after;
+  CHECK_EQUAL (getrusage (RUSAGE_SELF, &before), 0);
+  for (unsigned i = 0; i < 20; i++)
+    run_thread (300 * KIB);
+  CHECK_EQUAL (getrusage (RUSAGE_SELF, &after), 0);
+  CHECK (after.ru_minflt - before.ru_minflt < 20 * (300 * KIB / (long)CHECK_PAGE) / 2);
+  check_honest (arena);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_region ().present, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* However many end at once. */
+static void
+kept_of_all (void)
+{
+  enum
+  {
+    THREADS = 12
+  };
+  arena = arena_of (0, 0);
+  pthread_t threads[THREADS];
+  CHECK_EQUAL (pthread_barrier_init (&together, NULL, THREADS), 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, work_together, (void *)(300 * KIB)), 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    pthread_join (threads[i], NULL);
+  CHECK (check_region ().present <= KEPT);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* How many blocks of SIZE an arena has for this thread, after another one had its turn or not. */
+static size_t
+count_blocks (size_t limit, size_t size, int is_second)
+{
+  static void *blocks[4096];
+  size_t n = 0;
+  arena = arena_of (limit, 0);
+  if (is_second)
+    {
+      run_thread (300 * KIB);
+      CHECK (check_stats (arena).mapped_bytes != 0);
+    }
+  while (n < 4096 && (blocks[n] = malloc_arena (arena, malloc, size)) != NULL)
+    n++;
+  for (size_t i = 0; i < n; i++)
+    free (blocks[i]);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+  return n;
+}
+
+/* A limit, of an arena or of what may be locked, is not spent on it. */
+static void
+kept_is_given_back (void)
+{
+  CHECK (count_blocks (2 * MIB, 1000, 1) >= count_blocks (2 * MIB, 1000, 0));
+  CHECK (count_blocks (2 * MIB, 300 * KIB, 1) >= count_blocks (2 * MIB, 300 * KIB, 0));
+  struct rlimit limit;
+  CHECK_EQUAL (getrlimit (RLIMIT_MEMLOCK, &limit), 0);
+  if (limit.rlim_cur < 2 * MIB)
+    {
+      puts ("left out: a lock limit that is met, as it is less than 2 MiB");
+      return;
+    }
+  limit.rlim_cur = 2 * MIB;
+  CHECK_EQUAL (setrlimit (RLIMIT_MEMLOCK, &limit), 0);
+  arena = arena_of (0, MALLOC_ARENA_LOCK_REQUIRE);
+  malloc_arena *other = arena_of (0, MALLOC_ARENA_LOCK_REQUIRE);
+  for (unsigned i = 0; i < 2; i++)
+    {
+      run_thread (100 * KIB);
+      CHECK (check_region ().present >= 100 * KIB);
+      char *p = malloc_arena (i == 0 ? arena : other, malloc, 2 * MIB - 20 * CHECK_PAGE);
+      CHECK (p != NULL);
+      free (p);
+      malloc_arena_trim (arena);
+      malloc_arena_trim (other);
+    }
+  CHECK_EQUAL (malloc_arena_delete (other), 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+static void
+kept_all (void *unused)
+{
+  (void)unused;
+  kept ();
+  kept_of_all ();
+  kept_is_given_back ();
+}
+
 int
 main (void)
 {
@@ -184,5 +349,7 @@ main (void)
       ends_inside ();
       CHECK_EQUAL (malloc_arena_delete (arena), 0);
     }
+  if (!check_emulated ())
+    CHECK_EQUAL (check_child (kept_all, NULL).exit_code, 0);
   return 0;
 }
