@@ -203,7 +203,7 @@ ma_scrub_used (size_t least)
 {
   char *here = __builtin_frame_address (0);
   size_t bytes = ma_stack_room (here, least);
-  if (bytes == least)
+  if (bytes == least && (bytes = ma_stack_present (here, least)) > least - STEP)
     {
       bytes = find_used (here, least - STEP, least);
       if (unlikely (bytes >= least))

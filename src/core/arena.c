@@ -92,7 +92,7 @@ wipe_own_stack (void)
 {
   enum
   {
-    NEAR = 16384 /* below here, where this and what it calls have their frames */
+    NEAR = 8192 /* below here, where this and what it calls have their frames */
   };
   char *here = __builtin_frame_address (0);
   size_t room = ma_stack_room (here, SIZE_MAX);
@@ -123,6 +123,7 @@ remove_thread (struct ma_thread *thread)
   late_threads -= thread->late != 0;
   thread->depth = 0;
   thread->stack = NULL;
+  thread->is_scrubbed = 0;
   thread->next = unused_threads;
   unused_threads = thread;
 }
@@ -294,6 +295,26 @@ ma_stack_room (char *p, size_t bytes)
   if (thread != NULL && unlikely (p - room < thread->stack_grown))
     room = room_to_grow (thread, p, room, bytes != SIZE_MAX);
   return room;
+}
+
+size_t
+ma_stack_present (char *p, size_t bytes)
+{
+  struct ma_thread *thread = ma_self;
+  unsigned char present[64];
+  char *low = (char *)((uintptr_t)(p - bytes) & ~(MA_PAGE - 1));
+  size_t pages = (size_t)(p - low) >> MA_PAGE_SHIFT;
+  if (thread == NULL || thread->is_scrubbed || pages > sizeof present)
+    return bytes;
+  thread->is_scrubbed = 1;
+  if (os_present (low, pages << MA_PAGE_SHIFT, present) != 0)
+    return bytes;
+  size_t absent = 0;
+  while (absent < pages && !(present[absent] & 1))
+    absent++;
+  if (absent == 0 || os_discard (low, absent << MA_PAGE_SHIFT, 0) != 0)
+    return bytes;
+  return (size_t)(p - low) - (absent << MA_PAGE_SHIFT);
 }
 
 /* ---- local arenas ---- */

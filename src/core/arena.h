@@ -31,6 +31,7 @@ struct ma_thread
   char *stack_end;
   char *stack_grown;      /* how far down the first stack was used, whatever its limit is by now */
   volatile int is_asking; /* for it: a signal handler must not ask again */
+  int is_scrubbed;        /* it was, at the end of a scope */
   int late;               /* its id, if it had ended before; 0 */
   struct ma_thread *next; /* of all, or of the unused */
   struct ma_thread *previous;
@@ -58,6 +59,10 @@ size_t ma_stack_room (char *p, size_t bytes);
 /* The same of the stack that the caller is on, for a handler of signals too. A stack for signals may be a part of the
  * thread's own, with frames in use below it. */
 size_t ma_scrub_room (char *p, size_t bytes);
+
+/* How far below P, of BYTES, the stack has pages, if that is known: at the first call of a thread. To look at pages that
+ * a short thread never touched takes longer than all else at its end. Those of them that are in swap are dropped. */
+size_t ma_stack_present (char *p, size_t bytes);
 
 void ma_arena_enter (malloc_arena *arena);
 void ma_arena_leave (malloc_arena *arena);

@@ -186,6 +186,26 @@ used (void *unused)
     CHECK_EQUAL (left (40), 0);
 }
 
+/* The first one of a thread does not look at pages that were never touched. */
+static void *
+first_in_thread (void *depth)
+{
+  free (malloc_arena (malloc_arena_get (HEAP_SECURE), malloc, 10));
+  leave_at ((uintptr_t)depth);
+  CHECK (left (40) > 30);
+  struct rusage before, after;
+  CHECK_EQUAL (getrusage (RUSAGE_THREAD, &before), 0);
+  ma_scrub_used (NEAR);
+  CHECK_EQUAL (getrusage (RUSAGE_THREAD, &after), 0);
+  CHECK_EQUAL (left (40), 0);
+  CHECK (check_emulated () || (uintptr_t)depth > NEAR / 4
+         || after.ru_minflt - before.ru_minflt < NEAR / (long)CHECK_PAGE / 2);
+  leave_at (NEAR - 1000);
+  ma_scrub_used (NEAR);
+  CHECK_EQUAL (left (40), 0);
+  return NULL;
+}
+
 /* All there is of the first stack, of which arguments and environment have their part. */
 static void
 whole_stack (void)
@@ -249,6 +269,8 @@ main (int argc, char **argv)
   run (in_none, 0);
   run (in_child, 0);
   CHECK_EQUAL (check_child (used, NULL).exit_code, 0);
+  for (size_t depth = 600; depth < NEAR - 256; depth += 984)
+    run (first_in_thread, depth);
   whole_stack ();
   CHECK_EQUAL (check_child (on_signal_stack, NULL).exit_code, 0);
   CHECK_EQUAL (check_child (on_signal_stack, &asked).exit_code, 0);
