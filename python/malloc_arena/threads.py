@@ -43,7 +43,7 @@ def install() -> None:
 
 def _inheriting_start(original: Callable[..., Any]) -> Callable[..., Any]:
     def start(*args: Any, **kwargs: Any) -> Any:
-        if not args or not callable(args[0]):
+        if not _core._is_inside() or not args or not callable(args[0]):
             return original(*args, **kwargs)
         threading = sys.modules.get("threading")
         method = getattr(args[0], "__func__", None)
@@ -53,12 +53,8 @@ def _inheriting_start(original: Callable[..., Any]) -> Callable[..., Any]:
             thread = args[0].__self__
             run = _run_of(thread, vars(thread).get("run"))
             inherited = _core._inherit(run)
-            if inherited is run:
-                return original(*args, **kwargs)
             return _core._outside(_start_thread, original, thread, inherited, args, kwargs)
         inherited = _core._inherit_start(args[0])
-        if inherited is args[0]:
-            return original(*args, **kwargs)
         return _core._outside(original, inherited, *args[1:], **kwargs)
 
     return _wrapping(original, start)

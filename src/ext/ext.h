@@ -63,6 +63,7 @@ struct core_state *core_state_of (PyTypeObject *type);
 /* Functions of the module. */
 PyObject *scope_outside (PyObject *module, PyObject *const *args, Py_ssize_t count,
                          PyObject *names);
+PyObject *scope_is_inside (PyObject *module, PyObject *ignored);
 PyObject *scope_inherit (PyObject *module, PyObject *function);
 PyObject *scope_inherit_start (PyObject *module, PyObject *function);
 /* FOLLOW is called in each thread that opens a scope, once, before. */

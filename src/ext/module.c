@@ -256,6 +256,7 @@ static PyMethodDef core_methods[] = {
                "(base, size) of the address range that holds every arena; (0, 0) before the "
                "first.") },
   { "_outside", (PyCFunction)(void (*) (void))scope_outside, METH_FASTCALL | METH_KEYWORDS, NULL },
+  { "_is_inside", scope_is_inside, METH_NOARGS, NULL },
   { "_inherit", scope_inherit, METH_O, NULL },
   { "_inherit_start", scope_inherit_start, METH_O, NULL },
   { "_follow_greenlets", scope_follow_greenlets, METH_O, NULL },

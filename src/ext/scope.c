@@ -563,6 +563,12 @@ inherit (PyObject *module, PyObject *function, int is_start)
 }
 
 PyObject *
+scope_is_inside (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
+{
+  return PyBool_FromLong (ma_active_arena () != NULL);
+}
+
+PyObject *
 scope_inherit (PyObject *module, PyObject *function)
 {
   return inherit (module, function, 0);
