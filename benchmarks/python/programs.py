@@ -10,6 +10,7 @@ import pickle
 import re
 import sqlite3
 import string
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -391,5 +392,25 @@ def queens() -> Work:
 
     def work() -> object:
         return solve(5, 0, frozenset())
+
+    return work
+
+
+@program
+def short_threads() -> Work:
+    """A thread for each request, as `http.server.ThreadingHTTPServer` has it."""
+    body = json.dumps({"items": [{"name": f"item {i}", "price": i * 1.5} for i in range(40)]})
+
+    def serve() -> None:
+        order = json.loads(body)
+        json.dumps({"total": sum(item["price"] for item in order["items"])})
+
+    def work() -> object:
+        threads = [threading.Thread(target=serve) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return threads
 
     return work

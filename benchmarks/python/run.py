@@ -35,6 +35,10 @@ BOUNDS = {"inactive": (1.02, 1.05), "left": (1.02, 1.05), "active": (1.08, 1.3)}
 CONDITIONS = ("absent", *BOUNDS)
 SAMPLE_NS = 20_000_000
 ENTERS = 20_000
+ENTERING = {
+    "enter_leave": "enter + leave, us",
+    "enter_leave_in_coroutine": "the same in a coroutine, us",
+}
 FOREIGN = ("PYTHON", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
@@ -83,7 +87,7 @@ Samples = dict[str, dict[str, list[float]]]  # by program and condition, nanosec
 def measure(python: str, names: Sequence[str], rounds: int, each: int) -> dict[str, Any]:
     cpus = sorted(os.sched_getaffinity(0))
     samples: Samples = {name: {condition: [] for condition in CONDITIONS} for name in names}
-    enter_leave: list[float] = []
+    entering: dict[str, list[float]] = {name: [] for name in ENTERING}
     counts: dict[str, int] = {}
     done = 0
     while done < rounds:
@@ -98,7 +102,8 @@ def measure(python: str, names: Sequence[str], rounds: int, each: int) -> dict[s
                     for condition in order:
                         spent = workers[condition].ask(name, counts[name])
                         samples[name][condition].append(spent / counts[name])
-                enter_leave.append(workers["left"].ask("enter_leave", ENTERS) / ENTERS)
+                for name, of in entering.items():
+                    of.append(workers["left"].ask(name, ENTERS) / ENTERS)
                 if sys.stderr.isatty():
                     print(f"\r{python} {done + turn + 1}/{rounds}\x1b[K", end="", file=sys.stderr)
         done += each
@@ -108,7 +113,7 @@ def measure(python: str, names: Sequence[str], rounds: int, each: int) -> dict[s
         text=True,
         check=True,
     ).stdout.strip()
-    return {"python": version, "samples": samples, "enter_leave": enter_leave}
+    return {"python": version, "samples": samples, "entering": entering}
 
 
 # ---- figures ----
@@ -148,8 +153,10 @@ def figures(result: dict[str, Any]) -> list[Figure]:
             )
         )
         found.append(Figure(f"{condition}, worst", of[worst], most, worst))
-    microseconds = statistics.median(result["enter_leave"]) / 1000
-    return [*found, Figure("enter + leave, us", microseconds, 2.5, "with the scrub")]
+    for name, says in ENTERING.items():
+        microseconds = statistics.median(result["entering"][name]) / 1000
+        found.append(Figure(says, microseconds, 2.5, "with the scrub"))
+    return found
 
 
 def report(results: Sequence[dict[str, Any]]) -> None:
