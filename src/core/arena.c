@@ -793,7 +793,7 @@ restore_larges (malloc_arena *arena)
               unit->state &= (uint8_t)~MA_UNIT_OPEN;
             }
           else if (unit->state & MA_UNIT_SECRET)
-            atomic_fetch_add (&arena->locked, bytes);
+            ma_count_locked (arena, bytes);
           if (arena->is_isolated && is_freed)
             os_close (start, bytes);
         }
@@ -852,7 +852,7 @@ in_child (void)
       malloc_arena *arena = ma_arena_table[i];
       if (arena == NULL)
         continue;
-      atomic_store (&arena->locked, 0);
+      ma_count_locked (arena, -atomic_load (&arena->locked));
       atomic_store (&arena->warm, 0);
       for (struct ma_local *local = arena->locals; local; local = local->next)
         {

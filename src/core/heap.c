@@ -222,7 +222,7 @@ ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *loc
   if (state & MA_UNIT_SECRET)
     {
       *locked = 1;
-      atomic_fetch_add_explicit (&arena->locked, size, memory_order_relaxed);
+      ma_count_locked (arena, size);
       return 0;
     }
   if (!arena->is_secure || arena->lock_policy == MALLOC_ARENA_LOCK_OFF)
@@ -231,10 +231,37 @@ ma_heap_lock (malloc_arena *arena, void *p, size_t size, uint8_t state, int *loc
   if (refused == 0)
     {
       *locked = 1;
-      atomic_fetch_add_explicit (&arena->locked, size, memory_order_relaxed);
+      ma_count_locked (arena, size);
       return 0;
     }
   return refused;
+}
+
+_Atomic size_t ma_locked_by_all;
+
+int
+ma_heap_has_let_go (const struct ma_local *local)
+{
+  size_t now = atomic_load_explicit (&ma_locked_by_all, memory_order_relaxed);
+  return now + MA_WARM_LEAST < local->locked_then;
+}
+
+int
+ma_heap_may_reclaim (struct ma_local *local)
+{
+  enum
+  {
+    OFTEN = 256
+  };
+  return local->refusals == 0 || ma_requires_lock (local->arena) || ma_heap_has_let_go (local)
+         || ++local->refusals % OFTEN == 0;
+}
+
+void
+ma_heap_reclaimed (struct ma_local *local, int was_refused)
+{
+  local->refusals = was_refused != 0;
+  local->locked_then = atomic_load_explicit (&ma_locked_by_all, memory_order_relaxed);
 }
 
 int
@@ -264,7 +291,7 @@ ma_heap_lock_again (malloc_arena *arena, void *p, size_t size, uint8_t state)
 void
 ma_heap_unlocked (malloc_arena *arena, size_t size)
 {
-  atomic_fetch_sub_explicit (&arena->locked, size, memory_order_relaxed);
+  ma_count_locked (arena, -size);
 }
 
 void

@@ -121,6 +121,10 @@ struct ma_local
   unsigned warm_epoch; /* counts how often they had to make room, */
   uint8_t was_asked;   /* and whether there was a large allocation since */
   unsigned warm_hand;  /* bin that makes room next */
+  /* What all arenas had locked when a lock was refused although nothing was left that nobody used; and how many were
+   * since. */
+  size_t locked_then;
+  unsigned refusals;
   size_t kept;         /* pages that stay present though its thread is gone and nobody uses them */
   struct ma_local *next; /* of the arena */
   pthread_mutex_t lock;
@@ -130,6 +134,15 @@ struct ma_local
    * then the arena is not deleted. */
   _Atomic size_t remote;
 };
+
+extern MA_HIDDEN _Atomic size_t ma_locked_by_all;
+
+static inline void
+ma_count_locked (malloc_arena *arena, size_t more)
+{
+  atomic_fetch_add_explicit (&arena->locked, more, memory_order_relaxed);
+  atomic_fetch_add_explicit (&ma_locked_by_all, more, memory_order_relaxed);
+}
 
 #define MA_GUEST ((size_t)1 << 48)
 
@@ -268,6 +281,13 @@ int ma_left_reclaim (malloc_arena *arena, int may_wait);
 /* The same for what the calling thread, and threads that are gone, have locked in other arenas, because what may be
  * locked was met. With locks held: where somebody else holds one, nothing. */
 int ma_others_reclaim (const malloc_arena *arena);
+
+/* Whether all that may be done where a lock was refused: to give back what nobody uses, which takes long, and leaves
+ * nothing ready. Not if it was of no use the last time, and nobody has let go of much that was locked since; but of one that
+ * must be locked always, and now and then, as something may have come out of use. By the owner; and what came of it. */
+int ma_heap_has_let_go (const struct ma_local *local);
+int ma_heap_may_reclaim (struct ma_local *local);
+void ma_heap_reclaimed (struct ma_local *local, int was_refused);
 
 /* Notes that the kernel refused a property. */
 void ma_heap_refused (malloc_arena *arena, unsigned property, int error);

@@ -168,13 +168,14 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
       int locked;
       int unlockable = ma_heap_lock (arena, start, bytes, unit->state, &locked);
       /* The limit may be spent on what nobody uses. */
-      if (unlockable && !less_will_do)
+      if (unlockable && !less_will_do && ma_heap_may_reclaim (local))
         {
           pthread_mutex_lock (&local->lock);
           ma_local_reclaim (local);
           ma_left_reclaim (arena, 0);
           ma_others_reclaim (arena);
           unlockable = ma_heap_lock (arena, start, bytes, unit->state, &locked);
+          ma_heap_reclaimed (local, unlockable);
           pthread_mutex_unlock (&local->lock);
         }
       __atomic_store_n (&unit->is_locked, locked, __ATOMIC_RELAXED); /* walks see it */

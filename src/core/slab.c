@@ -49,13 +49,14 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
   int locked;
   int refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
   /* The limit may be spent on what nobody uses. */
-  if (refused)
+  if (refused && ma_heap_may_reclaim (local))
     {
       ma_range_flush (local);
       give_all (local, unit);
       ma_left_reclaim (arena, 0);
       ma_others_reclaim (arena);
       refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
+      ma_heap_reclaimed (local, refused);
     }
   if (refused && n > least
       && ma_heap_lock (arena, p, (size_t)least << MA_PAGE_SHIFT, unit->state, &locked) == 0)
@@ -508,6 +509,13 @@ trim (struct ma_local *local)
         }
       give_heaps (local);
     }
+  /* What is not locked goes when it can be again. */
+  if (local->refusals != 0 && ma_heap_has_let_go (local))
+    {
+      ma_range_flush (local);
+      give_all (local, NULL);
+      local->refusals = 0;
+    }
   set_floor (local);
 }
 
@@ -766,7 +774,7 @@ restore_secret (malloc_arena *arena, struct ma_unit *unit)
   if (ma_heap_fork_restore (arena, unit, ma_unit_base (unit), slab_bytes (arena)) == 0)
     {
       if (unit->state & MA_UNIT_SECRET)
-        atomic_fetch_add (&arena->locked, (size_t)unit->opened << MA_PAGE_SHIFT);
+        ma_count_locked (arena, (size_t)unit->opened << MA_PAGE_SHIFT);
       if (unit->fork_copy > 0)
         wipe_free (unit);
       return;
