@@ -25,20 +25,22 @@ static pthread_key_t at_thread_exit;
 
 /* ---- threads ---- */
 
+static _Atomic size_t kept_by_all; /* pages, in local arenas of no thread */
+
 /* A local arena outlives its thread: what it holds may live on, and the next thread that needs a
  * part of the same arena takes it over. So does some of what nobody uses: to open it takes longer than a short thread's
  * work. */
 static void
 hand_over (struct ma_local *local)
 {
-  malloc_arena *arena = local->arena;
   pthread_mutex_lock (&local->lock);
   ma_slab_collect (local);
   size_t pages = ma_slab_idle (local) + (local->warm_bytes >> MA_PAGE_SHIFT);
-  if (!arena->is_secretmem && atomic_load (&arena->kept) + pages <= ma_slab_kept_most (local))
+  if (!local->arena->is_secretmem
+      && atomic_load (&kept_by_all) + pages <= ma_slab_kept_most (local))
     {
       local->kept = pages;
-      atomic_fetch_add (&arena->kept, pages);
+      atomic_fetch_add (&kept_by_all, pages);
     }
   else
     ma_local_reclaim (local);
@@ -63,6 +65,11 @@ init_once (void)
   pthread_atfork (before_fork, after_fork, in_child);
 }
 
+enum
+{
+  SPARE = 8192 /* of a stack, for what runs on top of a scrub: a signal handler, the linker */
+};
+
 /* Dead stack, whole pages: of 8 MiB, the usual size, few are present, and there is nothing in the others. What was only
  * looked at is not written to, as that would make a page of it. */
 static void
@@ -74,9 +81,11 @@ wipe_present (char *low, char *end)
       size_t pages = (size_t)(end - at) >> MA_PAGE_SHIFT;
       if (pages > sizeof present)
         pages = sizeof present;
-      int is_known = os_present (at, pages << MA_PAGE_SHIFT, present) == 0;
+      int unknown = os_present (at, pages << MA_PAGE_SHIFT, present);
       for (size_t i = 0; i < pages; i++, at += MA_PAGE)
-        if (!is_known || present[i] & 1)
+        /* The first stack ends somewhere in there. */
+        if (unknown == ENOMEM ? os_present (at, MA_PAGE, present) == 0 && present[0] & 1
+                              : unknown || present[i] & 1)
           {
             ma_say_defined (at, MA_PAGE);
             if (!ma_is_all_zero (at, MA_PAGE))
@@ -97,6 +106,9 @@ wipe_own_stack (void)
   char *here = __builtin_frame_address (0);
   size_t room = ma_stack_room (here, SIZE_MAX);
   char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
+  /* What room is spared for, what runs there, is over. The first stack's end is none. */
+  if (ma_self != NULL && ma_self->stack_grown == NULL && room > 2 * NEAR)
+    room += SPARE;
   char *low = (char *)os_round_up ((uintptr_t)here - room, MA_PAGE);
   if (room > 2 * NEAR && low < end)
     wipe_present (low, end);
@@ -194,15 +206,16 @@ ask_stack (char **low, char **end)
 {
   pthread_attr_t attributes;
   void *stack;
-  size_t size;
+  size_t size, guard; /* of which the C library says that it is a part */
   if (pthread_getattr_np (pthread_self (), &attributes) != 0)
     return 0;
-  int is_known = pthread_attr_getstack (&attributes, &stack, &size) == 0;
+  int is_known = pthread_attr_getstack (&attributes, &stack, &size) == 0
+                 && pthread_attr_getguardsize (&attributes, &guard) == 0 && guard < size;
   pthread_attr_destroy (&attributes);
   if (is_known)
     {
-      *low = stack;
-      *end = *low + size;
+      *low = (char *)stack + guard;
+      *end = (char *)stack + size;
     }
   return is_known;
 }
@@ -226,11 +239,6 @@ find_stack (const struct ma_thread *thread, char **low, char **end)
   ma_active = before;
   errno = saved;
 }
-
-enum
-{
-  SPARE = 8192 /* for what runs on top of it: a signal handler, the linker */
-};
 
 /* The first stack grows to its limit as it is now, which the process may have lowered: of ROOM below P what is
  * there already, or may come. */
@@ -323,7 +331,7 @@ ma_stack_present (char *p, size_t bytes)
 static void
 take_kept (struct ma_local *local)
 {
-  atomic_fetch_sub (&local->arena->kept, local->kept);
+  atomic_fetch_sub (&kept_by_all, local->kept);
   local->kept = 0;
 }
 
@@ -331,29 +339,41 @@ int
 ma_local_reclaim (struct ma_local *local)
 {
   malloc_arena *arena = local->arena;
-  take_kept (local);
   size_t before = atomic_load_explicit (&arena->mapped, memory_order_relaxed);
   ma_range_flush (local);
   ma_slab_trim (local);
+  take_kept (local);
   return atomic_load_explicit (&arena->mapped, memory_order_relaxed) < before;
 }
 
-int
-ma_left_reclaim (malloc_arena *arena, int may_wait)
+/* What nobody uses in parts whose threads are gone: all that was kept, and where nothing lives any more. */
+static int
+reclaim_left (malloc_arena *arena, int (*lock) (pthread_mutex_t *))
 {
   int any = 0;
-  if (atomic_load (&arena->kept) == 0)
-    return 0;
-  for (struct ma_local *local = __atomic_load_n (&arena->locals, __ATOMIC_ACQUIRE); local;
-       local = local->next)
+  for (struct ma_local *local = arena->locals; local; local = local->next)
     {
       if (atomic_load_explicit (&local->owner, memory_order_relaxed) != MA_NOBODY
-          || (may_wait ? pthread_mutex_lock : pthread_mutex_trylock) (&local->lock) != 0)
+          || lock (&local->lock) != 0)
         continue;
-      if (local->kept != 0)
+      int is_dead = local->present != 0 && ma_live_bytes (local) == ma_remote_bytes (local);
+      if (local->kept != 0 || is_dead)
         any |= ma_local_reclaim (local);
       pthread_mutex_unlock (&local->lock);
     }
+  return any;
+}
+
+int
+ma_left_reclaim (malloc_arena *arena)
+{
+  int any = 0;
+  /* Under which no part finds a new thread, and no arena ends. */
+  pthread_mutex_lock (&table_lock);
+  for (unsigned i = 0; i < MA_ARENAS; i++)
+    if (ma_arena_table[i] != NULL && (arena == NULL || ma_arena_table[i] == arena))
+      any |= reclaim_left (ma_arena_table[i], pthread_mutex_lock);
+  pthread_mutex_unlock (&table_lock);
   return any;
 }
 
@@ -375,9 +395,9 @@ ma_others_reclaim (const malloc_arena *arena)
       pthread_mutex_unlock (&other->lock);
     }
   for (unsigned i = 0; i < MA_ARENAS; i++)
-    if (ma_arena_table[i] != NULL && ma_arena_table[i] != arena
-        && atomic_load (&ma_arena_table[i]->locked) != 0)
-      any |= ma_left_reclaim (ma_arena_table[i], 0);
+    if (ma_arena_table[i] != NULL && atomic_load (&ma_arena_table[i]->locked) != 0
+        && !(ma_arena_table[i] == arena && arena->is_secretmem)) /* whose fork lock is held */
+      any |= reclaim_left (ma_arena_table[i], pthread_mutex_trylock);
   pthread_mutex_unlock (&table_lock);
   return any;
 }
@@ -767,6 +787,7 @@ abandon (struct ma_local *local)
         ma_heap_fill_hole (ma_unit_base (&heap[i]), MA_UNIT);
   struct ma_local *next = local->next;
   struct ma_thread *owner = atomic_load (&local->owner);
+  take_kept (local);
   init_local (local, local->arena);
   local->next = next;
   atomic_store (&local->owner, owner);
@@ -1032,6 +1053,7 @@ ma_arena_delete (malloc_arena *arena)
       ma_slab_end (local);
       pthread_mutex_unlock (&local->lock);
       arena->locals = local->next;
+      take_kept (local);
       local->next = unused_locals;
       unused_locals = local;
     }

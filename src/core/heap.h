@@ -71,7 +71,6 @@ struct malloc_arena
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */
   _Atomic unsigned local_count;
-  _Atomic size_t kept;    /* pages, in locals of no thread */
   _Atomic unsigned holds; /* scopes of who waits, to be entered again */
   struct ma_unit *larges; /* all large ranges, live or warm */
 };
@@ -276,10 +275,10 @@ void ma_heap_fork_done (struct ma_unit *unit);
 /* Gives everything of LOCAL that no block uses back to the kernel, because a limit was met; whether
  * that was anything. By its owner, lock held. */
 int ma_local_reclaim (struct ma_local *local);
-/* The same for what threads that are gone have left in ARENA. With no lock held if it MAY_WAIT, else none of a fork. */
-int ma_left_reclaim (malloc_arena *arena, int may_wait);
-/* The same for what the calling thread, and threads that are gone, have locked in other arenas, because what may be
- * locked was met. With locks held: where somebody else holds one, nothing. */
+/* The same for what threads that are gone have left in ARENA, in all if it is NULL. Without a lock. */
+int ma_left_reclaim (malloc_arena *arena);
+/* The same for what the calling thread has locked in other arenas, and threads that are gone in any, because what may
+ * be locked was met. With locks held: where somebody else holds one, nothing. */
 int ma_others_reclaim (const malloc_arena *arena);
 
 /* Whether all that may be done where a lock was refused: to give back what nobody uses, which takes long, and leaves

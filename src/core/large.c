@@ -288,11 +288,11 @@ alloc (struct ma_local *local, size_t size, size_t align, int has_room, int *is_
   if (unit == NULL)
     {
       pthread_mutex_lock (&local->lock);
-      int more = ma_local_reclaim (local);
+      ma_local_reclaim (local);
       pthread_mutex_unlock (&local->lock);
-      more |= ma_left_reclaim (local->arena, 1);
-      if (more)
-        unit = ma_range_open (local, pages, 0);
+      ma_left_reclaim (NULL);
+      /* Also if that gave nothing: another thread may have been first. */
+      unit = ma_range_open (local, pages, 0);
     }
   if (unit == NULL)
     {

@@ -7,6 +7,7 @@ enum
   EXACT_BINS = 17,     /* of 0 to 16 pages; above, eight bins per doubling */
   ROUNDED_PAGES = 512, /* larger ranges have no more pages than they need */
   BINNED_PAGES = 2048,
+  MUCH = 256, /* pages */
   CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
 };
 
@@ -172,11 +173,11 @@ ma_range_open (struct ma_local *local, size_t pages, int less_will_do)
         {
           pthread_mutex_lock (&local->lock);
           ma_local_reclaim (local);
-          ma_left_reclaim (arena, 0);
+          pthread_mutex_unlock (&local->lock);
+          ma_left_reclaim (NULL);
           ma_others_reclaim (arena);
           unlockable = ma_heap_lock (arena, start, bytes, unit->state, &locked);
           ma_heap_reclaimed (local, unlockable);
-          pthread_mutex_unlock (&local->lock);
         }
       __atomic_store_n (&unit->is_locked, locked, __ATOMIC_RELAXED); /* walks see it */
       if (unlockable)
@@ -209,21 +210,30 @@ is_lockable (const malloc_arena *arena, const struct ma_unit *unit, size_t pages
   return unit->is_locked || !arena->is_secure || pages << MA_PAGE_SHIFT <= os_lock_limit ();
 }
 
-int
-ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
+enum growth
+{
+  GROWN,
+  NEVER,
+  STUCK,  /* something else lies there */
+  REFUSED /* a limit is met */
+};
+
+static enum growth
+grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
 {
   size_t units = units_for (pages);
   size_t bytes = (pages - unit->pages) << MA_PAGE_SHIFT;
   uint8_t state = 0;
   /* A file of secret memory has the size that it has. A few pages of secrets are soon copied, and their
    * old place then is one that was freed, not one in the middle of the block. */
-  if (unit->state & MA_UNIT_SECRET || (unit->pages < MA_UNIT_PAGES && !arena->is_plain)
-      || ma_heap_charge (arena, bytes, 0))
-    return 0;
+  if (unit->state & MA_UNIT_SECRET || (unit->pages < MA_UNIT_PAGES && !arena->is_plain))
+    return NEVER;
+  if (ma_heap_charge (arena, bytes, 0))
+    return REFUSED;
   if (units > unit->units && !ma_region_extend (unit + unit->units, units - unit->units))
     {
       ma_heap_refund (arena, bytes);
-      return 0;
+      return STUCK;
     }
   int locked = 0;
   hold_fork (arena, 1);
@@ -238,7 +248,7 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
       if (ma_heap_close (unit->end, bytes, state) == 0 && units > unit->units)
         ma_region_give (unit + unit->units, units - unit->units);
       hold_fork (arena, 0);
-      return 0;
+      return REFUSED;
     }
   pthread_mutex_lock (&arena->lock);
   if (units > unit->units)
@@ -252,7 +262,17 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
   unit->bin = bin_for (pages);
   pthread_mutex_unlock (&arena->lock);
   hold_fork (arena, 0);
-  return 1;
+  return GROWN;
+}
+
+int
+ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
+{
+  enum growth growth = grow (arena, unit, pages);
+  /* What threads that are gone have left must not be in the way of what takes much to be moved. */
+  if ((growth == REFUSED || (growth == STUCK && pages >= MUCH)) && ma_left_reclaim (NULL))
+    growth = grow (arena, unit, pages);
+  return growth == GROWN;
 }
 
 void

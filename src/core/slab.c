@@ -53,7 +53,6 @@ extend (struct ma_local *local, struct ma_unit *unit, int is_first)
     {
       ma_range_flush (local);
       give_all (local, unit);
-      ma_left_reclaim (arena, 0);
       ma_others_reclaim (arena);
       refused = ma_heap_lock (arena, p, (size_t)n << MA_PAGE_SHIFT, unit->state, &locked);
       ma_heap_reclaimed (local, refused);
@@ -590,12 +589,12 @@ ma_slab_refill (struct ma_local *local, unsigned class)
   struct ma_unit *unit = next_slab (local, class, &refused);
   if (unit == NULL)
     {
-      int any = ma_local_reclaim (local);
+      ma_local_reclaim (local);
       pthread_mutex_unlock (&local->lock);
-      any |= ma_left_reclaim (local->arena, 1);
+      ma_left_reclaim (NULL);
       pthread_mutex_lock (&local->lock);
-      if (any)
-        unit = next_slab (local, class, &refused);
+      /* Also if that gave nothing: another thread may have been first. */
+      unit = next_slab (local, class, &refused);
     }
   if (local->floor < ma_live_bytes (local) / 2)
     set_floor (local);

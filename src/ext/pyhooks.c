@@ -25,6 +25,7 @@
 enum
 {
   DOMAINS = MA_HOOKS,
+  OFTEN = 64,
   PYMALLOC_MOST = 512 /* larger requests of MEM and OBJ pass on to RAW */
 };
 
@@ -250,8 +251,9 @@ is_debug_on_arena (void)
   return is_inside;
 }
 
-static int is_owner;            /* of the hooks, and not another copy of this module */
-static _Atomic int is_complete; /* free of MEM and OBJ is hooked as well */
+static int is_owner; /* of the hooks, and not another copy of this module */
+/* Scopes until it is asked again whether free of MEM and OBJ is hooked as well. */
+static _Atomic unsigned complete_for;
 
 /* RAW first, to which pymalloc passes on what is not its own. */
 static void
@@ -267,7 +269,7 @@ place (void)
         hook.free = hooked[i].original.free;
       PyMem_SetAllocator (domains[i], &hook);
     }
-  is_complete = 0;
+  complete_for = 0;
 }
 
 /* A Python that was ended and is started again sets its allocators anew. */
@@ -316,7 +318,10 @@ install (void)
 void
 pyhooks_complete (void)
 {
-  if (likely (atomic_load_explicit (&is_complete, memory_order_relaxed)))
+  /* Not asked each time, as from 3.12 on the answer takes a lock; but another tool may put back what it saved. */
+  unsigned left = atomic_load_explicit (&complete_for, memory_order_relaxed);
+  atomic_store_explicit (&complete_for, left - 1, memory_order_relaxed);
+  if (likely (left != 0))
     return;
   int done = 1;
   for (int i = 0; i < DOMAINS; i++)
@@ -333,7 +338,7 @@ pyhooks_complete (void)
       top.free = scoped_set[i].free;
       PyMem_SetAllocator (domains[i], &top);
     }
-  is_complete = done;
+  complete_for = done ? OFTEN : 0;
 }
 
 /* tracemalloc puts back at its stop what it found at its start. Were that from before us, arena

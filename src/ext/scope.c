@@ -109,10 +109,12 @@ check_block (PyFrameObject *frame, PyObject *code, Py_ssize_t index)
     memcpy (blocks->starts, known->starts, count * sizeof blocks->starts[0]);
   blocks->starts[count] = start;
   blocks->count = count + 1;
-  if (PyUnstable_Code_SetExtra (code, index, blocks) == 0) /* which frees what was there */
-    return 0;
-  free (blocks);
-  return -1;
+  if (PyUnstable_Code_SetExtra (code, index, blocks) != 0) /* which frees what was there */
+    {
+      PyErr_Clear ();
+      free (blocks);
+    }
+  return 0;
 }
 
 int

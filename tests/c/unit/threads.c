@@ -2,6 +2,7 @@
  * allocate and free. */
 #include "check.h"
 
+#include <linux/capability.h>
 #include <malloc.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -230,6 +231,14 @@ run_thread (size_t bytes)
   pthread_join (thread, NULL);
 }
 
+static long
+faults (void)
+{
+  struct rusage usage;
+  CHECK_EQUAL (getrusage (RUSAGE_SELF, &usage), 0);
+  return usage.ru_minflt;
+}
+
 /* Short threads one after the other open no pages, and what they left is nobody's for ever. */
 static void
 kept (void)
@@ -241,12 +250,10 @@ kept (void)
   for (unsigned i = 0; i < 20; i++)
     run_thread (300 * KIB);
   CHECK (check_region ().present <= present + 8 * CHECK_PAGE);
-  struct rusage before, after;
-  CHECK_EQUAL (getrusage (RUSAGE_SELF, &before), 0);
+  long before = faults ();
   for (unsigned i = 0; i < 20; i++)
     run_thread (300 * KIB);
-  CHECK_EQUAL (getrusage (RUSAGE_SELF, &after), 0);
-  CHECK (after.ru_minflt - before.ru_minflt < 20 * (300 * KIB / (long)CHECK_PAGE) / 2);
+  CHECK (faults () - before < 20 * (300 * KIB / (long)CHECK_PAGE) / 2);
   check_honest (arena);
   malloc_arena_trim (arena);
   CHECK_EQUAL (check_region ().present, 0);
@@ -292,6 +299,17 @@ count_blocks (size_t limit, size_t size, int is_second)
   return n;
 }
 
+/* Root's, which the limit is not for. */
+static void
+drop_capability (void)
+{
+  struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+  struct __user_cap_data_struct data[2];
+  CHECK_EQUAL (syscall (SYS_capget, &header, data), 0);
+  data[0].effective &= ~(1u << CAP_IPC_LOCK);
+  CHECK_EQUAL (syscall (SYS_capset, &header, data), 0);
+}
+
 /* A limit, of an arena or of what may be locked, is not spent on it. */
 static void
 kept_is_given_back (void)
@@ -307,6 +325,7 @@ kept_is_given_back (void)
     }
   limit.rlim_cur = 2 * MIB;
   CHECK_EQUAL (setrlimit (RLIMIT_MEMLOCK, &limit), 0);
+  drop_capability ();
   arena = arena_of (0, MALLOC_ARENA_LOCK_REQUIRE);
   malloc_arena *other = arena_of (0, MALLOC_ARENA_LOCK_REQUIRE);
   for (unsigned i = 0; i < 2; i++)
@@ -323,13 +342,249 @@ kept_is_given_back (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* Several meet the limit at once: who is not the first to give back finds it given back. */
+static void *
+ask_together (void *refused)
+{
+  malloc_arena_enter (arena);
+  free (malloc (1));
+  for (unsigned i = 0; i < 300; i++)
+    {
+      pthread_barrier_wait (&together);
+      void *p = malloc (100 * KIB);
+      if (p == NULL)
+        (*(_Atomic unsigned *)refused)++;
+      pthread_barrier_wait (&together);
+      free (p);
+      malloc_arena_trim (arena);
+      pthread_barrier_wait (&together);
+    }
+  malloc_arena_leave (arena);
+  return NULL;
+}
+
+static void
+kept_is_given_to_all (void)
+{
+  enum
+  {
+    THREADS = 4,
+    ROOM = THREADS * 164 * KIB + 100 * KIB
+  };
+  _Atomic unsigned refused = 0;
+  arena = arena_of (32 * MIB, MALLOC_ARENA_LOCK_OFF);
+  char *held = malloc_arena (arena, malloc, 32 * MIB - ROOM);
+  CHECK (held != NULL);
+  pthread_t threads[THREADS];
+  CHECK_EQUAL (pthread_barrier_init (&together, NULL, THREADS + 1), 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, ask_together, &refused), 0);
+  for (unsigned i = 0; i < 300; i++)
+    {
+      run_thread (500 * KIB);
+      for (unsigned j = 0; j < 3; j++)
+        pthread_barrier_wait (&together);
+    }
+  for (unsigned i = 0; i < THREADS; i++)
+    pthread_join (threads[i], NULL);
+  CHECK_EQUAL (refused, 0);
+  free (held);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+static void *
+large_work (void *bytes)
+{
+  void *p = malloc_arena (arena, malloc, (uintptr_t)bytes);
+  CHECK (p != NULL);
+  free (p);
+  return NULL;
+}
+
+/* Nor is a block in its place that has no other to grow in. */
+static void
+kept_makes_way (unsigned kind)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = kind, .limit = 32 * MIB, .lock = MALLOC_ARENA_LOCK_OFF };
+  arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  char *p = malloc_arena (arena, malloc, 20 * MIB);
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, large_work, (void *)(50 * KIB)), 0);
+  pthread_join (thread, NULL);
+  CHECK ((p = realloc (p, 32 * MIB - 64 * KIB)) != NULL);
+  free (p);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* What others free of a thread that is gone is nobody's as well. */
+static void *
+leave_blocks (void *blocks)
+{
+  for (unsigned i = 0; i < 32; i++)
+    CHECK ((((void **)blocks)[i] = malloc_arena (arena, malloc, 2000)) != NULL);
+  pthread_barrier_wait (&together);
+  return NULL;
+}
+
+static void
+freed_later (void)
+{
+  enum
+  {
+    THREADS = 16
+  };
+  static void *blocks[THREADS][32];
+  pthread_t threads[THREADS];
+  arena = arena_of (4 * MIB, MALLOC_ARENA_LOCK_OFF);
+  CHECK_EQUAL (pthread_barrier_init (&together, NULL, THREADS), 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    CHECK_EQUAL (pthread_create (&threads[i], NULL, leave_blocks, blocks[i]), 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    pthread_join (threads[i], NULL);
+  for (unsigned i = 0; i < THREADS * 32; i++)
+    free (blocks[i / 32][i % 32]);
+  void *p = malloc_arena (arena, malloc, 3 * MIB);
+  CHECK (p != NULL);
+  free (p);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+/* Of all arenas together no more is kept, */
+static void
+kept_of_all_arenas (void)
+{
+  enum
+  {
+    COUNT_OF_ARENAS = 20
+  };
+  malloc_arena *arenas[COUNT_OF_ARENAS];
+  for (unsigned i = 0; i < COUNT_OF_ARENAS; i++)
+    {
+      arena = arenas[i] = arena_of (0, 0);
+      run_thread (300 * KIB);
+    }
+  CHECK (check_region ().present <= KEPT);
+  for (unsigned i = 0; i < COUNT_OF_ARENAS; i++)
+    CHECK_EQUAL (malloc_arena_delete (arenas[i]), 0);
+}
+
+/* and in a child that starts anew no less. */
+static void
+generations (void *left)
+{
+  run_thread (300 * KIB);
+  CHECK (check_stats (arena).mapped_bytes >= 300 * KIB);
+  if ((uintptr_t)left > 0)
+    CHECK_EQUAL (check_child (generations, (void *)((uintptr_t)left - 1)).exit_code, 0);
+}
+
+static void
+kept_in_children (void)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .fork = MALLOC_ARENA_FORK_REFUSE };
+  arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  generations ((void *)6);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+static void *
+end_process (void *grown)
+{
+  usleep (100000);
+  _exit (check_status ("VmStk") > (uintptr_t)grown + 512 * KIB);
+}
+
+/* The first stack does not grow because its thread ends. */
+static void
+first_ends (void *unused)
+{
+  malloc_arena *any = malloc_arena_get (HEAP_SECURE);
+  free (malloc_arena (any, malloc, 10));
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, end_process, (void *)check_status ("VmStk")), 0);
+  pthread_exit (unused);
+}
+
 static void
 kept_all (void *unused)
 {
   (void)unused;
   kept ();
   kept_of_all ();
+  kept_of_all_arenas ();
+  kept_in_children ();
+  kept_is_given_to_all ();
+  kept_makes_way (HEAP_DEFAULT);
+  kept_makes_way (HEAP_SECURE);
+  freed_later ();
   kept_is_given_back ();
+}
+
+static void
+fill_locked (malloc_arena *in, size_t size, size_t count, void **blocks)
+{
+  for (size_t i = 0; i < count; i++)
+    {
+      CHECK ((blocks[i] = malloc_arena (in, malloc, size)) != NULL);
+      memset (blocks[i], 0x5a, size);
+    }
+}
+
+static void
+free_all (void **blocks, size_t count)
+{
+  while (count > 0)
+    free (blocks[--count]);
+}
+
+/* What may be locked is spent on what lives. What comes and goes beside it is not opened anew each time for that; and once
+ * the limit is free again, all that is used is locked. */
+static void
+locked_out (void *unused)
+{
+  (void)unused;
+  enum
+  {
+    BIG = 3000,
+    SMALL = 100
+  };
+  static void *live[BIG], *brief[SMALL];
+  struct rlimit limit;
+  CHECK_EQUAL (getrlimit (RLIMIT_MEMLOCK, &limit), 0);
+  if (limit.rlim_cur < 2 * MIB)
+    return;
+  limit.rlim_cur = 2 * MIB;
+  CHECK_EQUAL (setrlimit (RLIMIT_MEMLOCK, &limit), 0);
+  drop_capability ();
+  arena = arena_of (0, 0);
+  fill_locked (arena, 1000, BIG, live);
+  CHECK (check_stats (arena).locked_bytes <= 2 * MIB);
+  CHECK (check_stats (arena).locked_bytes >= MIB);
+  long before = 0;
+  for (unsigned round = 0; round < 60; round++)
+    {
+      if (round == 10)
+        before = faults ();
+      for (size_t size = 50; size < 30000; size *= 2)
+        {
+          fill_locked (arena, size, SMALL / 10, brief);
+          free_all (brief, SMALL / 10);
+        }
+    }
+  CHECK (faults () - before < 50 * 10);
+  free_all (live, BIG);
+  fill_locked (arena, 100, SMALL, brief);
+  fill_locked (arena, 5000, SMALL, live);
+  struct malloc_arena_stats stats = check_stats (arena);
+  CHECK_EQUAL (stats.locked_bytes, stats.mapped_bytes);
+  check_honest (arena);
+  free_all (live, SMALL);
+  free_all (brief, SMALL);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
 int
@@ -350,6 +605,12 @@ main (void)
       CHECK_EQUAL (malloc_arena_delete (arena), 0);
     }
   if (!check_emulated () && check_outside () == NULL) /* what there is more in the region */
-    CHECK_EQUAL (check_child (kept_all, NULL).exit_code, 0);
+    {
+      CHECK_EQUAL (check_child (kept_all, NULL).exit_code, 0);
+      CHECK_EQUAL (check_child (locked_out, NULL).exit_code, 0);
+      struct check_outcome outcome = check_child (first_ends, NULL);
+      CHECK_EQUAL (outcome.signal, 0);
+      CHECK_EQUAL (outcome.exit_code, 0);
+    }
   return 0;
 }
