@@ -124,7 +124,7 @@ struct ma_local
    * since. */
   size_t locked_then;
   unsigned refusals;
-  size_t kept;         /* pages that stay present though its thread is gone and nobody uses them */
+  size_t kept; /* pages that stay present though its thread is gone and nobody uses them */
   struct ma_local *next; /* of the arena */
   pthread_mutex_t lock;
   /* A line of its own: other threads write it. */

@@ -7,7 +7,7 @@ enum
   EXACT_BINS = 17,     /* of 0 to 16 pages; above, eight bins per doubling */
   ROUNDED_PAGES = 512, /* larger ranges have no more pages than they need */
   BINNED_PAGES = 2048,
-  MUCH = 256, /* pages */
+  MUCH = 256,  /* pages */
   CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
 };
 

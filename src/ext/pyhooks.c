@@ -25,7 +25,7 @@
 enum
 {
   DOMAINS = MA_HOOKS,
-  OFTEN = 64,
+  OFTEN = 16,
   PYMALLOC_MOST = 512 /* larger requests of MEM and OBJ pass on to RAW */
 };
 
