@@ -168,6 +168,9 @@ ma_resize (void *p, size_t size)
     q = size > before && size >= local->arena->threshold && !ma_range_crowded ()
             ? ma_large_grown (local, size, before)
             : ma_alloc (local, size);
+  /* What has become less need not move. */
+  if (q == NULL && !is_dense && size < before)
+    return ma_large_resize (NULL, unit, p, size, &before);
   if (q == NULL)
     return NULL;
   size_t kept = size < before ? size : before;

@@ -316,6 +316,14 @@ roomy_pages (size_t pages)
   return pages + (pages < SPARE_READY ? pages : SPARE_READY);
 }
 
+/* And what makes it worth to move more than MOVED_BYTES: from twice as many pages, which are there, to four times. */
+static size_t
+vast_pages (const malloc_arena *arena, size_t pages)
+{
+  size_t spare = arena->spare_most >> MA_PAGE_SHIFT;
+  return pages + (3 * pages < spare ? 3 * pages : spare);
+}
+
 /* Whether the arena has so few that BYTES more may be had which nobody asked for. */
 static int
 can_spare (const malloc_arena *arena, size_t bytes)
@@ -332,8 +340,11 @@ ma_large_grown (struct ma_local *local, size_t size, size_t before)
   if (size <= arena->spare_most)
     {
       size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-      struct ma_unit *unit
-          = ma_range_ready (local, ma_range_pages (arena, pages), roomy_pages (pages));
+      struct ma_unit *unit = NULL;
+      if (size > MOVED_BYTES)
+        unit = ma_range_ready (local, 2 * pages, vast_pages (arena, pages));
+      if (unit == NULL)
+        unit = ma_range_ready (local, ma_range_pages (arena, pages), roomy_pages (pages));
       if (unit != NULL)
         return settle (local, unit, 1, size, 16, has_room);
       pages = (size + spare_for (before, size) + MA_PAGE - 1) >> MA_PAGE_SHIFT;
@@ -512,8 +523,11 @@ resized (struct ma_unit *unit, size_t size)
 static int
 moves_better (struct ma_local *local, size_t size, size_t pages)
 {
-  return size <= MOVED_BYTES && local != NULL && size <= local->arena->spare_most
-         && ma_range_is_ready (local, pages, roomy_pages (pages));
+  if (local == NULL || size > local->arena->spare_most)
+    return 0;
+  return size <= MOVED_BYTES
+             ? ma_range_is_ready (local, pages, roomy_pages (pages))
+             : ma_range_is_ready (local, 2 * pages, vast_pages (local->arena, pages));
 }
 
 /* Whether a block with room behind it grew there, which takes no pass over it: what is canary no more is looked at and
@@ -619,7 +633,9 @@ ma_large_resize (struct ma_local *local, struct ma_unit *unit, void *p, size_t s
         return NULL;
       /* A little less is no reason to go to the kernel. */
       is_less = pages < unit->pages / 2;
-      if (is_less && unit->state & MA_UNIT_SECRET)
+      if (is_less
+          && (unit->state & MA_UNIT_SECRET
+              || (local != NULL && !arena->is_plain && size <= MOVED_BYTES)))
         return NULL;
       char *end = is_less ? start + (pages << MA_PAGE_SHIFT) : unit->end;
       block = arena->is_plain ? p : (char *)((uintptr_t)(end - room) & ~(uintptr_t)15);

@@ -24,7 +24,8 @@ size_t ma_large_check (struct ma_unit *unit, const void *p);
 void ma_large_free (struct ma_local *local, struct ma_unit *unit, void *p, void *to, size_t kept);
 /* Another size in place: the range grows into the units behind it where these are free and the calling thread, of
  * which LOCAL is the part of the arena or NULL, has no better one ready; and what it does not need, where that is
- * half and more, goes back to the kernel at once. A block that grows stays where it is, if there is room behind it
+ * half and more, goes back to the kernel at once, but where LOCAL may have one ready for the 256 KiB or less that
+ * it is now (then NULL). A block that grows stays where it is, if there is room behind it
  * or the range gets pages, or moves to the range's start; one that shrinks, or is secret or tagged, moves so that it
  * ends at the guard, and what it leaves is wiped. In a plain arena it stays where it is, and may end up to a page
  * before the guard, or what its size was rounded up by. NULL where there is no place, and in an isolated arena. Checks

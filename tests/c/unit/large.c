@@ -415,6 +415,45 @@ grow (malloc_arena *arena, size_t to)
   free (p);
 }
 
+/* A block that becomes less again and again. */
+static void
+halve (malloc_arena *arena)
+{
+  size_t size = 200000;
+  char *p = malloc_arena (arena, malloc, size);
+  CHECK (p != NULL);
+  memset (p, 0x5a, size);
+  for (; size > 5000; size /= 2)
+    {
+      CHECK ((p = realloc (p, size / 2)) != NULL);
+      CHECK (check_all (p, 0x5a, size / 2));
+      CHECK_EQUAL (malloc_usable_size (p), size / 2);
+    }
+  free (p);
+}
+
+/* Also where a limit leaves no room for another. */
+static void
+halve_at_limit (void)
+{
+  malloc_arena *arena = unlocked_arena ();
+  char *p = malloc_arena (arena, malloc, 200000);
+  CHECK (p != NULL);
+  memset (p, 0x5a, 200000);
+  static char *rest[LIMIT / 4096];
+  size_t n = 0;
+  for (size_t size = MIB; size > 3000; size = size > 10000 ? size / 2 : size - 1000)
+    while ((rest[n] = malloc_arena (arena, malloc, size)) != NULL)
+      n++;
+  CHECK ((p = realloc (p, 60000)) != NULL);
+  CHECK (check_all (p, 0x5a, 60000));
+  CHECK (count_bytes (0x5a) <= 60000);
+  free (p);
+  while (n > 0)
+    free (rest[--n]);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 /* Blocks of sizes that come again and again need no new pages, also after others had their turn. */
 static void
 ready (void)
@@ -436,6 +475,18 @@ ready (void)
   before = faults ();
   for (size_t round = 0; round < 20; round++)
     grow (arena, 200000);
+  CHECK (faults () - before < 100);
+  for (size_t round = 0; round < 6; round++)
+    grow (arena, MIB);
+  before = faults ();
+  for (size_t round = 0; round < 20; round++)
+    grow (arena, MIB);
+  CHECK (faults () - before < 20 * MIB / (long)CHECK_PAGE / 4);
+  for (size_t round = 0; round < 3; round++)
+    halve (arena);
+  before = faults ();
+  for (size_t round = 0; round < 20; round++)
+    halve (arena);
   CHECK (faults () - before < 100);
   /* More than may stay: the last one does not, and all others do. */
   static const size_t many[]
@@ -694,6 +745,7 @@ main (void)
   ready ();
   fitting ();
   bounded ();
+  halve_at_limit ();
   bounded_for_all ();
   aligned_stray ();
   return 0;
