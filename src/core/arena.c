@@ -33,9 +33,11 @@ static _Atomic size_t kept_by_all; /* pages, in local arenas of no thread */
 static void
 hand_over (struct ma_local *local)
 {
+  ma_range_collect (local);
   pthread_mutex_lock (&local->lock);
   ma_slab_collect (local);
-  size_t pages = ma_slab_idle (local) + (local->warm_bytes >> MA_PAGE_SHIFT);
+  size_t pages = ma_slab_opened (local) - (ma_live_bytes (local) >> MA_PAGE_SHIFT)
+                 + (local->warm_bytes >> MA_PAGE_SHIFT);
   if (!local->arena->is_secretmem
       && atomic_load (&kept_by_all) + pages <= ma_slab_kept_most (local))
     {
@@ -357,7 +359,7 @@ reclaim_left (malloc_arena *arena, int (*lock) (pthread_mutex_t *))
           || lock (&local->lock) != 0)
         continue;
       int is_dead = local->present != 0 && ma_live_bytes (local) == ma_remote_bytes (local);
-      if (local->kept != 0 || is_dead)
+      if (local->kept != 0 || is_dead || atomic_load (&local->returned) != NULL)
         any |= ma_local_reclaim (local);
       pthread_mutex_unlock (&local->lock);
     }

@@ -19,8 +19,9 @@
 enum
 {
   MA_ARENAS = 256,
-  MA_BINS = 73,              /* of warm large blocks, by pages */
-  MA_WARM_LEAST = 256 << 10, /* bytes of them that each thread keeps whatever the others do */
+  MA_BINS = 73,               /* of warm large blocks, by pages */
+  MA_WARM_LEAST = 256 << 10,  /* bytes of them that each thread keeps whatever the others do */
+  MA_RETURNED_MOST = 1 << 20, /* of those that others give back to a thread */
   MA_NAME = 32
 };
 
@@ -132,6 +133,9 @@ struct ma_local
   /* Bytes freed there and still counted in LIVE; and, in MA_GUESTs, how many threads are in the middle of that: until
    * then the arena is not deleted. */
   _Atomic size_t remote;
+  /* Ranges of blocks that it made and other threads freed, wiped, and their bytes. */
+  _Atomic (struct ma_unit *) returned;
+  _Atomic size_t returned_bytes;
 };
 
 extern MA_HIDDEN _Atomic size_t ma_locked_by_all;

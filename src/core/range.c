@@ -309,14 +309,21 @@ find_warm (struct ma_local *local, size_t pages, size_t most)
   return NULL;
 }
 
+/* In what all threads and arenas may have together. */
+static void
+count_shared (malloc_arena *arena, int is_locked, size_t more)
+{
+  if (is_locked)
+    ma_count (&warm_locked, more);
+  if (arena->limit != 0)
+    ma_count (&arena->warm, more);
+}
+
 static void
 count_warm (struct ma_local *local, int is_locked, size_t more)
 {
   local->warm_bytes += more;
-  if (is_locked)
-    ma_count (&warm_locked, more);
-  if (local->arena->limit != 0)
-    ma_count (&local->arena->warm, more);
+  count_shared (local->arena, is_locked, more);
 }
 
 static struct ma_unit *
@@ -332,6 +339,7 @@ struct ma_unit *
 ma_range_ready (struct ma_local *local, size_t pages, size_t most)
 {
   int is_isolated = local->arena->is_isolated;
+  ma_range_collect (local);
   local->was_asked = 1;
   struct ma_unit **link = find_warm (local, pages, is_isolated ? pages : most);
   if (link == NULL)
@@ -405,8 +413,51 @@ make_room (struct ma_local *local, size_t bytes, int is_locked)
   return excess (local, bytes, is_locked) == 0;
 }
 
-void
-ma_range_give (struct ma_local *local, struct ma_unit *unit)
+/* ---- from one thread to another ---- */
+
+/* Whether the range is given back to the thread that made its block, which may go on to make others for this one to
+ * free: here it would be of no use, and there another would be opened each time. */
+static int
+give_back (struct ma_unit *unit)
+{
+  struct ma_local *maker = unit->local;
+  malloc_arena *arena = maker->arena;
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  size_t locked = atomic_load_explicit (&warm_locked, memory_order_relaxed) + bytes;
+  size_t shared = atomic_load_explicit (&arena->warm, memory_order_relaxed) + bytes;
+  if (arena->is_isolated || arena->is_secretmem || unit->bin >= MA_BINS
+      || atomic_load_explicit (&maker->owner, memory_order_relaxed) == MA_NOBODY
+      || (unit->is_locked && locked > arena->warm_lockable)
+      || (arena->limit != 0 && shared > arena->warm_shared)
+      || atomic_load_explicit (&maker->returned_bytes, memory_order_relaxed) + bytes
+             > MA_RETURNED_MOST)
+    return 0;
+  atomic_fetch_add_explicit (&maker->returned_bytes, bytes, memory_order_relaxed);
+  count_shared (arena, unit->is_locked, bytes);
+  unit->next = atomic_load_explicit (&maker->returned, memory_order_relaxed);
+  while (!atomic_compare_exchange_weak_explicit (&maker->returned, &unit->next, unit,
+                                                 memory_order_release, memory_order_relaxed))
+    ;
+  return 1;
+}
+
+/* The ranges that were given back, linked by NEXT, in nobody's account any more. */
+static struct ma_unit *
+take_returned (struct ma_local *local)
+{
+  struct ma_unit *first = atomic_exchange_explicit (&local->returned, NULL, memory_order_acquire);
+  for (struct ma_unit *unit = first; unit != NULL; unit = unit->next)
+    {
+      size_t bytes = unit->pages << MA_PAGE_SHIFT;
+      atomic_fetch_sub_explicit (&local->returned_bytes, bytes, memory_order_relaxed);
+      count_shared (local->arena, unit->is_locked, -bytes);
+    }
+  return first;
+}
+
+/* By the owner: keeps it ready, or closes it. */
+static void
+keep (struct ma_local *local, struct ma_unit *unit)
 {
   malloc_arena *arena = unit->local->arena;
   size_t bytes = unit->pages << MA_PAGE_SHIFT;
@@ -428,10 +479,34 @@ ma_range_give (struct ma_local *local, struct ma_unit *unit)
   errno = saved;
 }
 
+void
+ma_range_collect (struct ma_local *local)
+{
+  if (likely (atomic_load_explicit (&local->returned, memory_order_relaxed) == NULL))
+    return;
+  for (struct ma_unit *unit = take_returned (local), *next; unit != NULL; unit = next)
+    {
+      next = unit->next;
+      keep (local, unit);
+    }
+}
+
+void
+ma_range_give (struct ma_local *local, struct ma_unit *unit)
+{
+  if (local == unit->local || !give_back (unit))
+    keep (local, unit);
+}
+
 int
 ma_range_flush (struct ma_local *local)
 {
   int any = 0;
+  for (struct ma_unit *unit = take_returned (local), *next; unit != NULL; unit = next, any = 1)
+    {
+      next = unit->next;
+      close_range (local->arena, unit);
+    }
   for (unsigned bin = 0; bin < MA_BINS; bin++)
     while (local->warm[bin])
       {
@@ -459,6 +534,13 @@ void
 ma_range_after_fork (struct ma_local *local)
 {
   local->warm_bytes = 0;
+  for (struct ma_unit *unit = atomic_exchange (&local->returned, NULL), *next; unit; unit = next)
+    {
+      next = unit->next;
+      unit->next = local->warm[unit->bin];
+      local->warm[unit->bin] = unit;
+    }
+  atomic_store (&local->returned_bytes, 0);
   for (unsigned bin = 0; bin < MA_BINS; bin++)
     for (struct ma_unit **link = &local->warm[bin]; *link;)
       {

@@ -21,9 +21,11 @@ struct ma_unit *ma_range_open (struct ma_local *local, size_t pages, int less_wi
 struct ma_unit *ma_range_ready (struct ma_local *local, size_t pages, size_t most);
 /* Whether there is one. */
 int ma_range_is_ready (struct ma_local *local, size_t pages, size_t most);
-/* Ends the use of a range that is wiped. LOCAL: the calling thread's part of the arena, which keeps it ready if there
- * is room, or NULL. */
+/* Ends the use of a range that is wiped. LOCAL: the calling thread's part of the arena, or NULL. It is given back to the
+ * thread that opened it; or stays ready here, if there is room. */
 void ma_range_give (struct ma_local *local, struct ma_unit *unit);
+/* By the owner, who makes them ready: what others gave back. */
+void ma_range_collect (struct ma_local *local);
 /* More pages: the first one stays where it is; the new ones are zero. 0 where there is no room, or not with
  * the same properties. */
 int ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages);

@@ -338,13 +338,13 @@ warm_pages (const struct ma_local *local)
 }
 
 size_t
-ma_slab_idle (const struct ma_local *local)
+ma_slab_opened (const struct ma_local *local)
 {
-  size_t idle = 0;
+  size_t opened = 0;
   struct ma_unit *heap = local->heaps;
   for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
-    idle += ma_page_count (ma_pages_empty (unit));
-  return idle;
+    opened += unit->opened;
+  return opened;
 }
 
 size_t
@@ -401,7 +401,10 @@ static void
 give_cold (struct ma_local *local)
 {
   size_t keep = warm_pages (local);
-  size_t idle = ma_slab_idle (local);
+  size_t idle = 0;
+  struct ma_unit *heap = local->heaps;
+  for (struct ma_unit *unit = NULL; (unit = next_used (&heap, unit));)
+    idle += ma_page_count (ma_pages_empty (unit));
   if (idle <= 2 * keep)
     return;
   idle = give_pages (local, idle, keep, NULL, 1);

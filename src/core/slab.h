@@ -30,8 +30,9 @@ void ma_slab_adopt (struct ma_local *local);
 
 /* Takes in what other threads freed. By whoever may act as owner. */
 void ma_slab_collect (struct ma_local *local);
-/* Pages without a live slot, and how many of all local arenas whose threads are gone may stay present. As collect. */
-size_t ma_slab_idle (const struct ma_local *local);
+/* Pages of slabs, with those that are not present, which may be locked all the same; and how many of all local arenas
+ * whose threads are gone may stay open though nobody uses them. As collect. */
+size_t ma_slab_opened (const struct ma_local *local);
 size_t ma_slab_kept_most (const struct ma_local *local);
 /* Gives all pages without a live slot back, also the warm ones. As collect. */
 void ma_slab_trim (struct ma_local *local);

@@ -5,6 +5,7 @@
 #include <linux/capability.h>
 #include <malloc.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -275,6 +276,7 @@ kept_of_all (void)
     CHECK_EQUAL (pthread_create (&threads[i], NULL, work_together, (void *)(300 * KIB)), 0);
   for (unsigned i = 0; i < THREADS; i++)
     pthread_join (threads[i], NULL);
+  CHECK (check_stats (arena).mapped_bytes <= KEPT);
   CHECK (check_region ().present <= KEPT);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
@@ -348,6 +350,7 @@ ask_together (void *refused)
 {
   malloc_arena_enter (arena);
   free (malloc (1));
+  pthread_barrier_wait (&together); /* each has a part of its own */
   for (unsigned i = 0; i < 300; i++)
     {
       pthread_barrier_wait (&together);
@@ -379,6 +382,7 @@ kept_is_given_to_all (void)
   CHECK_EQUAL (pthread_barrier_init (&together, NULL, THREADS + 1), 0);
   for (unsigned i = 0; i < THREADS; i++)
     CHECK_EQUAL (pthread_create (&threads[i], NULL, ask_together, &refused), 0);
+  pthread_barrier_wait (&together);
   for (unsigned i = 0; i < 300; i++)
     {
       run_thread (500 * KIB);
@@ -509,6 +513,57 @@ first_ends (void *unused)
   pthread_exit (unused);
 }
 
+static char *_Atomic handed;
+
+static void *
+free_handed (void *count)
+{
+  for (uintptr_t i = 0; i < (uintptr_t)count; i++)
+    {
+      char *p;
+      while ((p = atomic_exchange (&handed, NULL)) == NULL)
+        sched_yield ();
+      free (p);
+    }
+  return NULL;
+}
+
+static void
+hand_over_large (void *data)
+{
+  size_t count = (uintptr_t)data;
+  pthread_t thread;
+  CHECK_EQUAL (pthread_create (&thread, NULL, free_handed, data), 0);
+  for (size_t i = 0; i < count; i++)
+    {
+      char *p = malloc_arena (arena, malloc, 50 * KIB);
+      CHECK (p != NULL && check_all (p, 0, 50 * KIB));
+      memset (p, 0x5a, 50 * KIB);
+      while (handed != NULL)
+        sched_yield ();
+      handed = p;
+    }
+  pthread_join (thread, NULL);
+}
+
+/* What another thread frees is ready for the one that made it. */
+static void
+given_back (void)
+{
+  arena = arena_of (0, 0);
+  hand_over_large ((void *)50);
+  long before = faults ();
+  hand_over_large ((void *)500);
+  CHECK (faults () - before < 500);
+  check_honest (arena);
+  malloc_arena_trim (arena);
+  CHECK_EQUAL (check_region ().present, 0);
+  /* A child has them as well, or not at all. */
+  hand_over_large ((void *)50);
+  CHECK_EQUAL (check_child (hand_over_large, (void *)50).exit_code, 0);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 static void
 kept_all (void *unused)
 {
@@ -517,6 +572,7 @@ kept_all (void *unused)
   kept_of_all ();
   kept_of_all_arenas ();
   kept_in_children ();
+  given_back ();
   kept_is_given_to_all ();
   kept_makes_way (HEAP_DEFAULT);
   kept_makes_way (HEAP_SECURE);
