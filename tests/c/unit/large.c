@@ -376,18 +376,6 @@ unlocked_arena (void)
   return arena;
 }
 
-/* Pages that the kernel had to find; valgrind's own are no matter of ours. */
-static long
-faults (void)
-{
-  const char *preloaded = getenv ("LD_PRELOAD");
-  if (preloaded != NULL && strstr (preloaded, "vgpreload") != NULL)
-    return 0;
-  struct rusage usage;
-  CHECK_EQUAL (getrusage (RUSAGE_SELF, &usage), 0);
-  return usage.ru_minflt;
-}
-
 static void
 use (malloc_arena *arena, const size_t *sizes, size_t n)
 {
@@ -466,44 +454,44 @@ ready (void)
   use (arena, others, 20);
   for (size_t round = 0; round < 2; round++)
     use (arena, sizes, 4);
-  long before = faults ();
+  long before = check_faults ();
   for (size_t round = 0; round < 20; round++)
     use (arena, sizes, 4);
-  CHECK (faults () - before < 100);
+  CHECK (check_faults () - before < 100);
   for (size_t round = 0; round < 4; round++)
     grow (arena, 200000);
-  before = faults ();
+  before = check_faults ();
   for (size_t round = 0; round < 20; round++)
     grow (arena, 200000);
-  CHECK (faults () - before < 100);
+  CHECK (check_faults () - before < 100);
   for (size_t round = 0; round < 6; round++)
     grow (arena, MIB);
-  before = faults ();
+  before = check_faults ();
   for (size_t round = 0; round < 20; round++)
     grow (arena, MIB);
-  CHECK (faults () - before < 20 * MIB / (long)CHECK_PAGE / 4);
+  CHECK (check_faults () - before < 20 * MIB / (long)CHECK_PAGE / 4);
   for (size_t round = 0; round < 3; round++)
     halve (arena);
-  before = faults ();
+  before = check_faults ();
   for (size_t round = 0; round < 20; round++)
     halve (arena);
-  CHECK (faults () - before < 100);
+  CHECK (check_faults () - before < 100);
   /* More than may stay: the last one does not, and all others do. */
   static const size_t many[]
       = { 5000, 10000, 20000, 40000, 80000, 160000, 320000, 640000, 1400000, 2600000 };
   for (size_t round = 0; round < 3; round++)
     use (arena, many, 10);
-  before = faults ();
+  before = check_faults ();
   for (size_t round = 0; round < 20; round++)
     use (arena, many, 10);
-  CHECK (faults () - before < 20 * (2600000 / (long)CHECK_PAGE + 5));
+  CHECK (check_faults () - before < 20 * (2600000 / (long)CHECK_PAGE + 5));
   /* Two of them, and the others are there still. */
   static const size_t twice[] = { 20000, 80000, 320000, 640000, 1400000, 2600000, 2600000 };
   for (size_t round = 0; round < 4; round++)
     use (arena, twice, 7);
-  before = faults ();
+  before = check_faults ();
   use (arena, twice, 5);
-  CHECK (faults () - before < 50);
+  CHECK (check_faults () - before < 50);
   CHECK_EQUAL (count_bytes (0x5a), 0);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
@@ -560,7 +548,7 @@ untouched (unsigned lock)
       = { .size = sizeof options, .kind = HEAP_SECURE, .lock = lock };
   malloc_arena *arena = malloc_arena_new (&options);
   CHECK (arena != NULL);
-  long before = faults ();
+  long before = check_faults ();
   char *p = sparse (arena, MUCH);
   free (p);
   CHECK_EQUAL (count_bytes (0x5a), 0);
@@ -576,7 +564,7 @@ untouched (unsigned lock)
   free (p);
   CHECK_EQUAL (count_bytes (0x5a), 0);
   /* An emulator's kernel is not asked. */
-  CHECK (check_emulated () || faults () - before < MUCH / (long)CHECK_PAGE / 4);
+  CHECK (check_emulated () || check_faults () - before < MUCH / (long)CHECK_PAGE / 4);
   /* A range that stays ready is all zero, whatever the state of its pages. */
   for (unsigned round = 0; round < 8; round++)
     {
@@ -693,9 +681,9 @@ bounded_for_all (void)
   size_t present = check_region ().present;
   use (arena, &(size_t){ 300000 }, 1);
   CHECK_EQUAL (check_region ().present, present);
-  long found = faults ();
+  long found = check_faults ();
   use (arena, least, 2);
-  CHECK (faults () - found < 5);
+  CHECK (check_faults () - found < 5);
   pthread_barrier_wait (&barrier);
   for (size_t i = 0; i < THREADS; i++)
     pthread_join (threads[i], NULL);

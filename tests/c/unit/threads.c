@@ -232,14 +232,6 @@ run_thread (size_t bytes)
   pthread_join (thread, NULL);
 }
 
-static long
-faults (void)
-{
-  struct rusage usage;
-  CHECK_EQUAL (getrusage (RUSAGE_SELF, &usage), 0);
-  return usage.ru_minflt;
-}
-
 /* Short threads one after the other open no pages, and what they left is nobody's for ever. */
 static void
 kept (void)
@@ -251,10 +243,10 @@ kept (void)
   for (unsigned i = 0; i < 20; i++)
     run_thread (300 * KIB);
   CHECK (check_region ().present <= present + 8 * CHECK_PAGE);
-  long before = faults ();
+  long before = check_faults ();
   for (unsigned i = 0; i < 20; i++)
     run_thread (300 * KIB);
-  CHECK (faults () - before < 20 * (300 * KIB / (long)CHECK_PAGE) / 2);
+  CHECK (check_faults () - before < 20 * (300 * KIB / (long)CHECK_PAGE) / 2);
   check_honest (arena);
   malloc_arena_trim (arena);
   CHECK_EQUAL (check_region ().present, 0);
@@ -552,9 +544,9 @@ given_back (void)
 {
   arena = arena_of (0, 0);
   hand_over_large ((void *)50);
-  long before = faults ();
+  long before = check_faults ();
   hand_over_large ((void *)500);
-  CHECK (faults () - before < 500);
+  CHECK (check_faults () - before < 500);
   check_honest (arena);
   malloc_arena_trim (arena);
   CHECK_EQUAL (check_region ().present, 0);
@@ -624,14 +616,14 @@ locked_out (void *unused)
   for (unsigned round = 0; round < 60; round++)
     {
       if (round == 10)
-        before = faults ();
+        before = check_faults ();
       for (size_t size = 50; size < 30000; size *= 2)
         {
           fill_locked (arena, size, SMALL / 10, brief);
           free_all (brief, SMALL / 10);
         }
     }
-  CHECK (faults () - before < 50 * 10);
+  CHECK (check_faults () - before < 50 * 10);
   free_all (live, BIG);
   fill_locked (arena, 100, SMALL, brief);
   fill_locked (arena, 5000, SMALL, live);
