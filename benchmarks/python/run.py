@@ -29,7 +29,7 @@ from typing import Any
 from programs import MICROS, PROGRAMS
 
 HERE = Path(__file__).resolve().parent
-SCHEMA = "malloc-arena/python-cost/1"
+SCHEMA = "malloc-arena/python-cost/2"
 # Of the geometric mean and of the worst.
 BOUNDS = {"inactive": (1.02, 1.05), "left": (1.02, 1.05), "active": (1.08, 1.3)}
 CONDITIONS = ("absent", *BOUNDS)

@@ -209,9 +209,8 @@ ma_scrub_used (size_t least)
       if (unlikely (bytes >= least))
         bytes = find_used (here, least - STEP, ma_stack_room (here, SIZE_MAX));
     }
-  ma_scrub_stack (
-      bytes
-      + (size_t)((char *)__builtin_dwarf_cfa () - here)); /* it counts from the caller's frame */
+  /* Which counts from the caller's frame. */
+  ma_scrub_stack (bytes + (size_t)((char *)__builtin_dwarf_cfa () - here));
 }
 
 MA_EXPORT malloc_arena *

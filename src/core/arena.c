@@ -75,7 +75,7 @@ enum
 /* Dead stack, whole pages: of 8 MiB, the usual size, few are present, and there is nothing in the others. What was only
  * looked at is not written to, as that would make a page of it. */
 static void
-wipe_present (char *low, char *end)
+wipe_present (char *low, char *end, int is_first)
 {
   unsigned char present[2048];
   for (char *at = low; at < end;)
@@ -85,9 +85,10 @@ wipe_present (char *low, char *end)
         pages = sizeof present;
       int unknown = os_present (at, pages << MA_PAGE_SHIFT, present);
       for (size_t i = 0; i < pages; i++, at += MA_PAGE)
-        /* The first stack ends somewhere in there. */
-        if (unknown == ENOMEM ? os_present (at, MA_PAGE, present) == 0 && present[0] & 1
-                              : unknown || present[i] & 1)
+        /* The first stack ends somewhere in there, and would grow at a look. */
+        if (unknown == ENOMEM || (unknown != 0 && is_first)
+                ? os_present (at, MA_PAGE, present) == 0 && present[0] & 1
+                : unknown != 0 || present[i] & 1)
           {
             ma_say_defined (at, MA_PAGE);
             if (!ma_is_all_zero (at, MA_PAGE))
@@ -108,12 +109,12 @@ wipe_own_stack (void)
   char *here = __builtin_frame_address (0);
   size_t room = ma_stack_room (here, SIZE_MAX);
   char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
+  int is_first = ma_self == NULL || ma_self->stack_grown != NULL;
   /* What room is spared for, what runs there, is over. The first stack's end is none. */
-  if (ma_self != NULL && ma_self->stack_grown == NULL && room > 2 * NEAR)
-    room += SPARE;
-  char *low = (char *)os_round_up ((uintptr_t)here - room, MA_PAGE);
+  size_t all = is_first ? room : room + SPARE;
+  char *low = (char *)os_round_up ((uintptr_t)here - all, MA_PAGE);
   if (room > 2 * NEAR && low < end)
-    wipe_present (low, end);
+    wipe_present (low, end, is_first);
   size_t rest = (size_t)(here - end) + NEAR;
   ma_scrub_stack (room < rest ? room : rest);
 }

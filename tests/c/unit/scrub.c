@@ -1,6 +1,7 @@
 /* malloc_arena_scrub overwrites what calls left on the stack, and is fit for a signal handler: where the
  * stack lies, which only pthread_getattr_np can tell, and that allocates, is asked before. */
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "check.h"
@@ -206,6 +207,40 @@ first_in_thread (void *depth)
   return NULL;
 }
 
+enum
+{
+  OWN_STACK = 256 << 10
+};
+
+static void *
+fill_to_the_end (void *stack)
+{
+  free (malloc_arena (malloc_arena_get (HEAP_SECURE), malloc, 10));
+  char here;
+  memset (stack, 0x6b, (size_t)((char *)check_hide (&here) - (char *)stack) - 2048);
+  return NULL;
+}
+
+/* A thread's end wipes its stack to the last byte. This one is not the C library's, which drops its pages. */
+static void
+whole_thread (void)
+{
+  char *stack = mmap (NULL, OWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK (stack != MAP_FAILED);
+  pthread_attr_t attributes;
+  pthread_t thread;
+  CHECK_EQUAL (pthread_attr_init (&attributes), 0);
+  CHECK_EQUAL (pthread_attr_setstack (&attributes, stack, OWN_STACK), 0);
+  CHECK_EQUAL (pthread_create (&thread, &attributes, fill_to_the_end, stack), 0);
+  pthread_join (thread, NULL);
+  pthread_attr_destroy (&attributes);
+  unsigned n = 0;
+  for (unsigned i = 0; i < OWN_STACK; i++)
+    n += stack[i] == 0x6b;
+  CHECK (n < 8);
+  munmap (stack, OWN_STACK);
+}
+
 /* All there is of the first stack, of which arguments and environment have their part. */
 static void
 whole_stack (void)
@@ -271,6 +306,7 @@ main (int argc, char **argv)
   CHECK_EQUAL (check_child (used, NULL).exit_code, 0);
   for (size_t depth = 600; depth < NEAR - 256; depth += 984)
     run (first_in_thread, depth);
+  whole_thread ();
   whole_stack ();
   CHECK_EQUAL (check_child (on_signal_stack, NULL).exit_code, 0);
   CHECK_EQUAL (check_child (on_signal_stack, &asked).exit_code, 0);
