@@ -175,7 +175,7 @@ int malloc_arena_stats (malloc_arena *arena, struct malloc_arena_stats *stats)
  * next use: of small blocks 256 KiB of pages to 2 MiB in each thread; of large ones in each thread at most 8
  * MiB, 2 MiB where nothing is wiped (HEAP_DEFAULT), and in all threads together three eighths of the arena's
  * limit; what is locked of them is three eighths of the lock limit in all threads and arenas together; 256 KiB
- * more in each.) 1 if that was anything, 0 if not, -1 with EINVAL. */
+ * more in each; up to 1 MiB of what others freed of a thread's large blocks; and of all threads that have ended 1 MiB.) 1 if that was anything, 0 if not, -1 with EINVAL. */
 int malloc_arena_trim (malloc_arena *arena) MALLOC_ARENA_NOTHROW;
 
 /* What lies where in an arena, for pictures: addresses, sizes and states, not one byte of contents. An
