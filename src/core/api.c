@@ -171,48 +171,6 @@ malloc_arena_scrub (size_t bytes)
   ma_scrub_stack (ma_scrub_room (__builtin_frame_address (0), bytes));
 }
 
-enum
-{
-  STEP = 16 << 10, /* more than nearly any frame has that is not written */
-  OWN = 1 << 10    /* what a scrub leaves right below what it wiped: its own frames */
-};
-
-/* How far below HERE, the caller's frame, the stack was written: LEAST bytes, and on in steps up to one that is zero,
- * or to MOST. The stack pointer goes along, as the kernel need not grow the stack for a look far below it. */
-static __attribute__ ((noinline)) size_t
-find_used (const char *here, size_t least, size_t most)
-{
-  char *low = __builtin_alloca (least);
-  for (size_t depth = least; depth + STEP <= most; depth += STEP)
-    {
-      char *step = __builtin_alloca (STEP);
-      __asm__ volatile ("" : "+r"(step) : : "memory"); /* it is not new to us */
-      ma_say_defined (step, STEP);
-      char *own = step + STEP - OWN;
-      ma_wipe (own, (size_t)(low - own));
-      if (ma_is_all_zero (step, STEP - OWN))
-        break;
-      low = step;
-    }
-  __asm__ volatile ("" : "+r"(low));
-  return (size_t)(here - low);
-}
-
-void
-ma_scrub_used (size_t least)
-{
-  char *here = __builtin_frame_address (0);
-  size_t bytes = ma_stack_room (here, least);
-  if (bytes == least && (bytes = ma_stack_present (here, least)) > least - STEP)
-    {
-      bytes = find_used (here, least - STEP, least);
-      if (unlikely (bytes >= least))
-        bytes = find_used (here, least - STEP, ma_stack_room (here, SIZE_MAX));
-    }
-  /* Which counts from the caller's frame. */
-  ma_scrub_stack (bytes + (size_t)((char *)__builtin_dwarf_cfa () - here));
-}
-
 MA_EXPORT malloc_arena *
 malloc_arena_of (const void *p)
 {

@@ -53,7 +53,8 @@ void ma_arena_check (const malloc_arena *arena);
 int ma_arena_trim (malloc_arena *arena);
 int ma_arena_trim_all (void);
 
-/* Room of the calling thread's stack below P, at most BYTES, which are then used, or all there is (SIZE_MAX); 0 on a
+/* stack.c: where a thread's stack lies, and what calls have left on it. Never more than the thread's own is written.
+ * Room of the calling thread's stack below P, at most BYTES, which are then used, or all there is (SIZE_MAX); 0 on a
  * stack that is not the thread's. */
 size_t ma_stack_room (char *p, size_t bytes);
 /* The same of the stack that the caller is on, for a handler of signals too. A stack for signals may be a part of the
@@ -63,6 +64,8 @@ size_t ma_scrub_room (char *p, size_t bytes);
 /* How far below P, of BYTES, the stack has pages, if that is known: at the first call of a thread. To look at pages that
  * a short thread never touched takes longer than all else at its end. Those of them that are in swap are dropped. */
 size_t ma_stack_present (char *p, size_t bytes);
+/* Wipes all that is dead of it: as the last that the thread does with an arena. */
+void ma_stack_end (void);
 
 void ma_arena_enter (malloc_arena *arena);
 void ma_arena_leave (malloc_arena *arena);

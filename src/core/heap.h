@@ -285,12 +285,14 @@ int ma_left_reclaim (malloc_arena *arena);
  * be locked was met. With locks held: where somebody else holds one, nothing. */
 int ma_others_reclaim (const malloc_arena *arena);
 
-/* Whether all that may be done where a lock was refused: to give back what nobody uses, which takes long, and leaves
- * nothing ready. Not if it was of no use the last time, and nobody has let go of much that was locked since; but of one that
- * must be locked always, and now and then, as something may have come out of use. By the owner; and what came of it. */
-int ma_heap_has_let_go (const struct ma_local *local);
+/* Whether what nobody uses is given back where a lock was refused, which takes long, and leaves nothing ready. Not if it was
+ * of no use the last time, and nobody has let go of much that was locked since; but of one that must be locked always,
+ * and now and then, as something may have come out of use. By the owner. */
 int ma_heap_may_reclaim (struct ma_local *local);
+/* And whether the lock was refused after it. */
 void ma_heap_reclaimed (struct ma_local *local, int was_refused);
+/* Whether much that was locked then is not any more. */
+int ma_heap_has_let_go (const struct ma_local *local);
 
 /* Notes that the kernel refused a property. */
 void ma_heap_refused (malloc_arena *arena, unsigned property, int error);

@@ -7,7 +7,7 @@ enum
   EXACT_BINS = 17,     /* of 0 to 16 pages; above, eight bins per doubling */
   ROUNDED_PAGES = 512, /* larger ranges have no more pages than they need */
   BINNED_PAGES = 2048,
-  MUCH = 256,  /* pages */
+  MUCH = 256,  /* pages that take longer to move than others to open what they need anew */
   CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
 };
 
@@ -213,7 +213,7 @@ is_lockable (const malloc_arena *arena, const struct ma_unit *unit, size_t pages
 enum growth
 {
   GROWN,
-  NEVER,
+  NEVER,  /* such ranges do not grow */
   STUCK,  /* something else lies there */
   REFUSED /* a limit is met */
 };

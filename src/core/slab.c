@@ -324,17 +324,21 @@ next_used (struct ma_unit **heap, struct ma_unit *unit)
   return NULL;
 }
 
+static size_t
+warm_between (size_t pages)
+{
+  return pages < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
+         : pages > WARM_PAGES_MOST ? WARM_PAGES_MOST
+                                   : pages;
+}
+
 /* Threads must not find what may be locked spent on what others do not use. */
 static size_t
 warm_pages (const struct ma_local *local)
 {
   unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
   size_t most = WARM_PAGES_ALL / (locals | (locals == 0));
-  if (most > local->warm_most)
-    most = local->warm_most;
-  return most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
-         : most > WARM_PAGES_MOST ? WARM_PAGES_MOST
-                                  : most;
+  return warm_between (most < local->warm_most ? most : local->warm_most);
 }
 
 size_t
@@ -350,9 +354,7 @@ ma_slab_opened (const struct ma_local *local)
 size_t
 ma_slab_kept_most (const struct ma_local *local)
 {
-  return local->warm_most < WARM_PAGES_LEAST  ? WARM_PAGES_LEAST
-         : local->warm_most > WARM_PAGES_MOST ? WARM_PAGES_MOST
-                                              : local->warm_most;
+  return warm_between (local->warm_most);
 }
 
 /* Gives back pages without a live slot, and slabs without one, until KEEP of IDLE such pages are left; returns how many

@@ -1,0 +1,228 @@
+#include "arena.h"
+
+#include <errno.h>
+
+#include "wipe.h"
+
+enum
+{
+  SPARE = 8192 /* of a stack, for what runs on top of a scrub: a signal handler, the linker */
+};
+
+/* ---- where it lies ---- */
+
+static int
+ask_stack (char **low, char **end)
+{
+  pthread_attr_t attributes;
+  void *stack;
+  size_t size, guard; /* of which the C library says that it is a part */
+  if (pthread_getattr_np (pthread_self (), &attributes) != 0)
+    return 0;
+  int is_known = pthread_attr_getstack (&attributes, &stack, &size) == 0
+                 && pthread_attr_getguardsize (&attributes, &guard) == 0 && guard < size;
+  pthread_attr_destroy (&attributes);
+  if (is_known)
+    {
+      *low = (char *)stack + guard;
+      *end = (char *)stack + size;
+    }
+  return is_known;
+}
+
+/* Where the thread's stack, which is not the first one, lies; 0, 0 if that cannot be known. */
+static void
+find_stack (const struct ma_thread *thread, char **low, char **end)
+{
+  int saved = errno;
+  struct ma_local *before = ma_active;
+  *low = *end = NULL;
+  /* It allocates for a moment, maybe the only time in this thread: the C library would make the
+   * thread a heap of its own for that. An arena that is full is no reason not to know the stack. */
+  for (unsigned i = 0; thread != NULL && i < MA_ARENAS && ma_active == NULL; i++)
+    ma_active = thread->locals[i];
+  if (!ask_stack (low, end) && ma_active != NULL)
+    {
+      ma_active = NULL;
+      ask_stack (low, end);
+    }
+  ma_active = before;
+  errno = saved;
+}
+
+/* The first stack grows to its limit as it is now, which the process may have lowered: of ROOM below P what is
+ * there already, or may come. */
+static size_t
+room_to_grow (struct ma_thread *thread, char *p, size_t room, int is_used)
+{
+  char *low, *end;
+  os_first_stack (&low, &end);
+  low += SPARE;
+  if (thread->stack_grown > p)
+    thread->stack_grown = p;
+  if (low > thread->stack_grown)
+    low = thread->stack_grown;
+  if (room > (size_t)(p - low))
+    room = (size_t)(p - low);
+  if (is_used && p - room < thread->stack_grown)
+    thread->stack_grown = p - room;
+  return room;
+}
+
+size_t
+ma_scrub_room (char *p, size_t bytes)
+{
+  char *low = os_signal_stack ();
+  if (low == NULL)
+    return ma_stack_room (p, bytes);
+  size_t room = p > low + SPARE ? (size_t)(p - low) - SPARE : 0;
+  return room < bytes ? room : bytes;
+}
+
+size_t
+ma_stack_room (char *p, size_t bytes)
+{
+  struct ma_thread *thread = ma_self;
+  char *low = thread != NULL ? thread->stack : NULL;
+  char *end = thread != NULL ? thread->stack_end : NULL;
+  if (low == NULL)
+    {
+      os_first_stack (&low, &end);
+      int is_first = p >= low && p < end;
+      if (!is_first)
+        {
+          if (thread != NULL && thread->is_asking)
+            return 0;
+          if (thread != NULL)
+            thread->is_asking = 1;
+          find_stack (thread, &low, &end);
+        }
+      if (thread != NULL)
+        {
+          thread->stack = low;
+          thread->stack_end = end;
+          thread->stack_grown = is_first ? p : NULL;
+          thread->is_asking = 0;
+        }
+    }
+  if (p < low + SPARE || p >= end)
+    return 0;
+  size_t room = (size_t)(p - low) - SPARE;
+  if (room > bytes)
+    room = bytes;
+  if (thread != NULL && unlikely (p - room < thread->stack_grown))
+    room = room_to_grow (thread, p, room, bytes != SIZE_MAX);
+  return room;
+}
+
+size_t
+ma_stack_present (char *p, size_t bytes)
+{
+  struct ma_thread *thread = ma_self;
+  unsigned char present[64];
+  char *low = (char *)((uintptr_t)(p - bytes) & ~(MA_PAGE - 1));
+  size_t pages = (size_t)(p - low) >> MA_PAGE_SHIFT;
+  if (thread == NULL || thread->is_scrubbed || pages > sizeof present)
+    return bytes;
+  thread->is_scrubbed = 1;
+  if (os_present (low, pages << MA_PAGE_SHIFT, present) != 0)
+    return bytes;
+  size_t absent = 0;
+  while (absent < pages && !(present[absent] & 1))
+    absent++;
+  if (absent == 0 || os_discard (low, absent << MA_PAGE_SHIFT, 0) != 0)
+    return bytes;
+  return (size_t)(p - low) - (absent << MA_PAGE_SHIFT);
+}
+
+/* ---- at the end of a scope, and of the thread ---- */
+
+enum
+{
+  STEP = 16 << 10, /* more than nearly any frame has that is not written */
+  OWN = 1 << 10    /* what a scrub leaves right below what it wiped: its own frames */
+};
+
+/* How far below HERE, the caller's frame, the stack was written: LEAST bytes, and on in steps up to one that is zero,
+ * or to MOST. The stack pointer goes along, as the kernel need not grow the stack for a look far below it. */
+static __attribute__ ((noinline)) size_t
+find_used (const char *here, size_t least, size_t most)
+{
+  char *low = __builtin_alloca (least);
+  for (size_t depth = least; depth + STEP <= most; depth += STEP)
+    {
+      char *step = __builtin_alloca (STEP);
+      __asm__ volatile ("" : "+r"(step) : : "memory"); /* it is not new to us */
+      ma_say_defined (step, STEP);
+      /* Not looked at, as the last scrub's frames are there. */
+      char *own = step + STEP - OWN;
+      ma_wipe (own, (size_t)(low - own));
+      if (ma_is_all_zero (step, STEP - OWN))
+        break;
+      low = step;
+    }
+  __asm__ volatile ("" : "+r"(low));
+  return (size_t)(here - low);
+}
+
+void
+ma_scrub_used (size_t least)
+{
+  char *here = __builtin_frame_address (0);
+  size_t bytes = ma_stack_room (here, least);
+  if (bytes == least && (bytes = ma_stack_present (here, least)) > least - STEP)
+    {
+      bytes = find_used (here, least - STEP, least);
+      if (unlikely (bytes >= least))
+        bytes = find_used (here, least - STEP, ma_stack_room (here, SIZE_MAX));
+    }
+  /* Which counts from the caller's frame. */
+  ma_scrub_stack (bytes + (size_t)((char *)__builtin_dwarf_cfa () - here));
+}
+
+/* Dead stack, whole pages: of 8 MiB, the usual size, few are present, and there is nothing in the others. What was only
+ * looked at is not written to, as that would make a page of it. */
+static void
+wipe_present (char *low, char *end, int is_first)
+{
+  unsigned char present[2048];
+  for (char *at = low; at < end;)
+    {
+      size_t pages = (size_t)(end - at) >> MA_PAGE_SHIFT;
+      if (pages > sizeof present)
+        pages = sizeof present;
+      int unknown = os_present (at, pages << MA_PAGE_SHIFT, present);
+      for (size_t i = 0; i < pages; i++, at += MA_PAGE)
+        /* The first stack ends somewhere in there, and would grow at a look. */
+        if (unknown == ENOMEM || (unknown != 0 && is_first)
+                ? os_present (at, MA_PAGE, present) == 0 && present[0] & 1
+                : unknown != 0 || present[i] & 1)
+          {
+            ma_say_defined (at, MA_PAGE);
+            if (!ma_is_all_zero (at, MA_PAGE))
+              ma_wipe (at, MA_PAGE);
+          }
+    }
+}
+
+/* The stack of a thread that was in an arena goes to the next thread, or lies in the C library's
+ * cache: neither is a place for what its calls left there. By the thread, at its end. */
+__attribute__ ((noinline)) void
+ma_stack_end (void)
+{
+  enum
+  {
+    NEAR = 8192 /* below here, where this and what it calls have their frames */
+  };
+  char *here = __builtin_frame_address (0);
+  size_t room = ma_stack_room (here, SIZE_MAX);
+  char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
+  int is_first = ma_self == NULL || ma_self->stack_grown != NULL;
+  /* What room is spared for, what runs there, is over. The first stack's end is none. */
+  size_t all = is_first ? room : room + SPARE;
+  char *low = (char *)os_round_up ((uintptr_t)here - all, MA_PAGE);
+  if (room > 2 * NEAR && low < end)
+    wipe_present (low, end, is_first);
+  size_t rest = (size_t)(here - end) + NEAR;
+  ma_scrub_stack (room < rest ? room : rest);
+}
