@@ -314,6 +314,40 @@ class Allocator(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("ctx", "malloc", "calloc", "realloc", "free")]
 """
 
+
+def test_what_another_tool_puts_back_is_seen_some_scopes_later(child: Callable[..., Child]) -> None:
+    """Saved before the first scope, it has no hook on free: each object counts as one less."""
+    child(
+        ALLOCATOR
+        + """
+import gc, sys
+get_allocator = ctypes.pythonapi.PyMem_GetAllocator
+set_allocator = ctypes.pythonapi.PyMem_SetAllocator
+for function in get_allocator, set_allocator:
+    function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], None
+vault = get(HEAP_SECURE)
+saved = [Allocator(), Allocator(), Allocator()]
+for domain, allocator in enumerate(saved):
+    get_allocator(domain, ctypes.byref(allocator))
+with vault:
+    pass
+for domain, allocator in enumerate(saved):
+    set_allocator(domain, ctypes.byref(allocator))
+def work(scopes):
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for i in range(scopes):
+        with vault:
+            kept = [str(i) * 3 for i in range(50)]
+        kept = None
+    gc.collect()
+    return sys.getallocatedblocks() - before
+work(20)
+assert abs(work(300)) < 50
+"""
+    ).ends()
+
+
 COUNTED = """
 import sys
 vault = get(HEAP_SECURE)
