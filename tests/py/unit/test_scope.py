@@ -65,6 +65,77 @@ def test_what_containers_hold_lives_in_the_arena(own: Arena) -> None:
     assert own.stats().live_bytes > sys.getsizeof(items) + sys.getsizeof(table)
 
 
+class Buffer(bytearray):
+    pass
+
+
+class Count:
+    def __index__(self) -> int:
+        return 7
+
+
+def made(kind: type[bytearray], *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
+    try:
+        array = kind(*arguments, **keywords)
+    except Exception as error:
+        return type(error), str(error)
+    seen = (type(array), bytes(array), len(array), array.__alloc__())
+    array += b"more"
+    array[:2] = b"less"
+    del array[-3:]
+    array.__init__(2)  # type: ignore[misc]
+    return *seen, bytes(array), array.__alloc__()
+
+
+@pytest.mark.parametrize("kind", [bytearray, Buffer])
+@pytest.mark.parametrize("which", [HEAP_SECURE, HEAP_DEFAULT, HEAP_SECURE | HEAP_ISOLATED])
+def test_a_bytearray_of_a_count_is_what_it_is_outside(which: int, kind: type[bytearray]) -> None:
+    arena = malloc_arena.get(which)
+    arguments: list[tuple[Any, ...]] = [(), (b"bytes",), ("text",), ("text", "ascii"), ([1, 2],)]
+    arguments += [(Count(),), (True,), (7.0,), (None,), (2, 3), (0,), (-1,), (1,), (7,), (600,)]
+    arguments += [(5000,), (100_000,), (sys.maxsize,), (sys.maxsize - 1,), (1 << 70,), (-(1 << 70),)]
+    for some in arguments:
+        outside = made(kind, *some)
+        with arena:
+            inside = made(kind, *some)
+        if outside[0] is not MemoryError:
+            assert inside == outside
+        assert inside[0] == outside[0]
+    for keywords in ({"source": 7}, {"source": "text", "encoding": "utf-8"}):
+        outside = made(kind, **keywords)
+        with arena:
+            assert made(kind, **keywords) == outside
+
+
+def test_a_bytearray_of_a_count_is_zero_where_other_data_was(own: Arena) -> None:
+    for size in (20, 700, 5000, 100_000):
+        with own:
+            for _ in range(20):
+                assert bytearray(size).count(0) == size
+                bytearray(b"secret" * size)
+                kept = bytearray(size)
+        assert own.owns(id(kept)) and kept.count(0) == size
+        address = ctypes.addressof(ctypes.c_char.from_buffer(kept))
+        assert own.owns(address)
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_a_bytearray_of_a_count_is_not_written() -> None:
+    """Its memory is zero. It is not locked, which would make its pages."""
+    arena = Arena(HEAP_SECURE, name="unlocked", lock="off")
+    before = resident()
+    with arena:
+        array = bytearray(64 << 20)
+        array[1 << 20] = 1
+    assert resident() - before < 8 << 20
+    del array
+    arena.close()
+
+
 def test_wiped_when_the_last_reference_goes(own: Arena) -> None:
     with own:
         secret = "".join(["correct ", "horse ", "battery"]).encode()
