@@ -230,29 +230,41 @@ ma_object_free (void *p)
 
 /* ---- realloc ---- */
 
-/* Objects grow and shrink in their slot; nobody knows how much of it they had. */
+/* Of an object that is this thread's: in its slot, as nobody knows how much of it it had, or in another. */
+static MA_CLONED void *
+move (struct ma_unit *unit, void *p, size_t size)
+{
+  void *q = alloc (unit->local, size);
+  if (unlikely (q == NULL))
+    return NULL;
+  memcpy (q, p, size < unit->slot ? size : unit->slot);
+  release (p);
+  return q;
+}
+
 static int
-resize_here (const struct ma_unit *unit, char *p, size_t size)
+is_own_object (const struct ma_unit *unit, const char *p)
 {
   uint64_t product = product_of (unit, p);
-  unsigned slot = (unsigned)(product >> 32);
   uint64_t free;
-  if (unit->kind != MA_UNIT_DENSE || unit->is_block
-      || atomic_load_explicit (&unit->queued, memory_order_relaxed)
-      || !is_mine (unit, p, product, &free) || is_away (unit, slot) || size > unit->slot
-      || size < unit->slot / 4u)
-    return 0;
-  if (size < unit->slot)
-    ma_wipe_inline (p + size, unit->slot - size);
-  return 1;
+  return unit->kind == MA_UNIT_DENSE && !unit->is_block
+         && !atomic_load_explicit (&unit->queued, memory_order_relaxed)
+         && is_mine (unit, p, product, &free) && !is_away (unit, (unsigned)(product >> 32));
 }
 
 void *
 ma_object_resize (void *p, size_t size)
 {
   struct ma_unit *unit = ma_unit_of (p);
-  if (likely (resize_here (unit, p, size)))
-    return p;
+  if (likely (size <= MA_OBJECT_MOST) && likely (is_own_object (unit, p)))
+    {
+      size_t slot = unit->slot;
+      if (size > slot || size < slot / 4)
+        return move (unit, p, size);
+      if (size < slot)
+        ma_wipe_inline ((char *)p + size, slot - size);
+      return p;
+    }
   malloc_arena *arena = unit->local->arena;
   void *q;
   size_t before;
