@@ -5,6 +5,7 @@
 
 #include "fatal.h"
 #include "large.h"
+#include "slot.h"
 #include "tag.h"
 #include "wipe.h"
 
@@ -140,6 +141,16 @@ ma_usable (const void *p)
   if (unlikely (unit->kind != MA_UNIT_LARGE && unit->kind != MA_UNIT_TAIL))
     no_block (unit, p);
   return ma_large_check (unit, p);
+}
+
+int
+ma_begins (const void *p)
+{
+  struct ma_unit *unit = ma_range_head (ma_unit_of (p));
+  const char *bare = ma_tagged (p, 0);
+  if (unit->kind == MA_UNIT_DENSE)
+    return is_start (unit, ma_unit_offset (bare) * unit->inverse, bare);
+  return unit->kind != MA_UNIT_LARGE || bare == unit->block;
 }
 
 void *

@@ -52,6 +52,9 @@ MA_EXPORT void *ma_zalloc (struct ma_local *local, size_t size);
 MA_EXPORT void *ma_resize (void *p, size_t size);
 MA_EXPORT void ma_release (void *p);
 MA_EXPORT size_t ma_usable (const void *p);
+/* Whether P, an address of ours, is where blocks begin: what lies on us, as a debugging allocator with a header of its
+ * own, hands out others. */
+MA_EXPORT int ma_begins (const void *p);
 
 /* The same for the objects of a language runtime, which come and go by the million: without a canary
  * behind them, and without a look at whether a slot is still zero when it is given out. All else

@@ -138,6 +138,14 @@ standing_local (void)
   return ma_local_of (standing_arena);
 }
 
+/* Of an allocator that puts a header before its blocks, a debugging one: preloaded, what it has from malloc in a scope is
+ * an arena's block, and its own begins in there. It is freed by what was found before these hooks, or by these. */
+static int
+is_inside_block (const void *p)
+{
+  return unlikely (ma_owns (p)) && !ma_begins (p);
+}
+
 /* One function per domain and operation, so that the way past an arena that is not there is one test and one
  * jump; the usual ones are the library's own. The context is the original's own: a thread that allocates RAW
  * memory while the hooks are being installed may see any mixture of old and new fields. */
@@ -163,6 +171,18 @@ standing_local (void)
     struct ma_local *local = standing_local ();                                                    \
     return ma_owns (p) || local == NULL ? ma_hook_realloc_##i (ctx, p, size)                       \
                                         : resize_from_outside (i, local, p, size);                 \
+  }                                                                                                \
+  static void *layered_realloc_##i (void *ctx, void *p, size_t size)                               \
+  {                                                                                                \
+    return is_inside_block (p) ? hooked[i].original.realloc (ctx, p, size)                         \
+                               : ma_hook_realloc_##i (ctx, p, size);                               \
+  }                                                                                                \
+  static void layered_free_##i (void *ctx, void *p)                                                \
+  {                                                                                                \
+    if (is_inside_block (p))                                                                       \
+      hooked[i].original.free (ctx, p);                                                            \
+    else                                                                                           \
+      ma_hook_free_##i (ctx, p);                                                                   \
   }
 DOMAIN (0)
 DOMAIN (1)
@@ -218,10 +238,13 @@ static ma_hook_realloc *const from_outside[DOMAINS] = { move_in_0, move_in_1, mo
 
 #define SCOPED(i)                                                                                  \
   { NULL, ma_hook_malloc_##i, ma_hook_calloc_##i, ma_hook_realloc_##i, ma_hook_free_##i }
+#define LAYERED(i)                                                                                 \
+  { NULL, ma_hook_malloc_##i, ma_hook_calloc_##i, layered_realloc_##i, layered_free_##i }
 #define STANDING(i)                                                                                \
   { NULL, standing_malloc_##i, standing_calloc_##i, standing_realloc_##i, ma_hook_free_##i }
 
 static const PyMemAllocatorEx scoped_set[DOMAINS] = { SCOPED (0), SCOPED (1), SCOPED (2) };
+static const PyMemAllocatorEx layered_set[DOMAINS] = { LAYERED (0), LAYERED (1), LAYERED (2) };
 static const PyMemAllocatorEx libc_hooks
     = { NULL, libc_malloc, libc_calloc, libc_realloc, libc_free };
 static const PyMemAllocatorEx standing_set[DOMAINS] = { STANDING (0), STANDING (1), STANDING (2) };
@@ -295,15 +318,23 @@ static int is_owner; /* of the hooks, and not another copy of this module */
 /* Scopes until it is asked again whether free of MEM and OBJ is hooked as well. */
 static _Atomic unsigned complete_for;
 
+static PyMemAllocatorEx
+hook_of (int domain)
+{
+  enum source source = hooked[domain].source;
+  return standing_arena != NULL ? standing_set[domain]
+         : source == LIBC       ? libc_hooks
+         : source == UNKNOWN    ? layered_set[domain]
+                                : scoped_set[domain];
+}
+
 /* RAW first, to which pymalloc passes on what is not its own. */
 static void
 place (void)
 {
   for (int i = 0; i < DOMAINS; i++)
     {
-      PyMemAllocatorEx hook = standing_arena != NULL     ? standing_set[i]
-                              : hooked[i].source == LIBC ? libc_hooks
-                                                         : scoped_set[i];
+      PyMemAllocatorEx hook = hook_of (i);
       hook.ctx = hooked[i].original.ctx;
       if (standing_arena == NULL && hooked[i].source == PYMALLOC)
         hook.free = hooked[i].original.free;
@@ -369,7 +400,7 @@ pyhooks_complete (void)
     {
       PyMemAllocatorEx top;
       PyMem_GetAllocator (domains[i], &top);
-      if (top.free == scoped_set[i].free || top.free == libc_hooks.free)
+      if (top.free == hook_of (i).free)
         continue;
       if (top.free != hooked[i].original.free || top.malloc != scoped_set[i].malloc)
         {

@@ -264,6 +264,29 @@ assert not vault.owns(id(bytes(100)))
 
 
 @pytest.mark.parametrize("allocator", ["debug", "malloc_debug"])
+def test_what_lies_in_an_arena_block_is_freed_by_its_own_layer(
+    allocator: str, child: Callable[..., Child]
+) -> None:
+    """tracemalloc asks the debugging allocator itself for room, as it found it at the start, and
+    gives it back through the hooks: at an address inside a block of the arena."""
+    work = """
+import tracemalloc
+vault = get(HEAP_SECURE)
+for depth in (1, 40, 60_000):
+    with vault:
+        tracemalloc.start(depth)
+        kept = [str(n) for n in range(1000)]
+        tracemalloc.stop()
+    with vault:
+        tracemalloc.start(depth)
+        kept += [str(n) for n in range(1000)]
+    tracemalloc.stop()
+    assert vault.owns(id(kept[-1]))
+"""
+    child(work, LD_PRELOAD=str(library()), PYTHONMALLOC=allocator).ends()
+
+
+@pytest.mark.parametrize("allocator", ["debug", "malloc_debug"])
 def test_debugging_allocator_on_an_arena(allocator: str) -> None:
     """Its blocks lie in arena blocks, at other addresses: that cannot be, and is said."""
     done = subprocess.run(
