@@ -84,6 +84,7 @@ def _sweep() -> None:
     # The cache of attributes by type and name keeps names.
     getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()
     _numpy()
+    _digits()
     clear_free_lists()
     _core._wipe_freed()  # last: what is emptied above is freed, too
 
@@ -214,6 +215,23 @@ def _numpy() -> None:
     if digits is not None:
         with contextlib.suppress(RuntimeError):  # a numpy with less room
             digits(sys.float_info.max, unique=False, precision=16_000)
+
+
+def _digits() -> None:
+    """The integers, of as many words as they need, that the texts of floats are read and written
+    by. CPython keeps dead ones in lists of its own, by their size, and uses the last one first: so
+    numbers that need as many, and as long ones, take their place."""
+    for length in (17, 18, 19, 27, 28, 36, 37, 40, 80, 768):
+        nines = "9" * length
+        for text in (nines, f"0.{nines}", f"{nines}e{max(0, 270 - length)}"):
+            float(text)
+        for below in (30, 150, 290):
+            float(f"{nines}e-{length + below}")
+    for number in (2.0**53 - 1, sys.float_info.max, 0.1 + 0.2, 1e200 / 3, 1e-16 / 3, 1e-300 / 3):
+        for form in ("%r", "%.2f", "%.17g", "%.60f", "%.340f"):
+            form % number
+    for places in (20, 24, 26, 30, 31, 38, 54, 86, 150, 278, 534):
+        f"{1e-300 / 3:.{places}e}"
 
 
 def _displayed(is_ours: Any) -> None:

@@ -115,6 +115,46 @@ def test_floats(own: Arena) -> None:
         assert not any(own.owns(address) and any(memory(address + 16, 8)) for address in addresses)
 
 
+CARD, LONG = 4929717023585713, 31415926535897932384626433832795028
+
+
+@pytest.mark.parametrize(
+    ("number", "work"),
+    [
+        (CARD, "float(text())"),
+        (CARD, "repr(float(text()))"),
+        (CARD, "'%.2f' % float(text())"),
+        (CARD, "'%.17g' % float(text())"),
+        (CARD, "float(text() + 'e-30')"),
+        (LONG, "float(text())"),
+        (LONG, "float('0.' + text())"),
+        (LONG * 10**5 + 76543, "float(text())"),
+    ],
+)
+def test_digits_of_floats(child: Callable[..., Child], number: int, work: str) -> None:
+    masked = bytes(ord(digit) ^ 0x5A for digit in str(number))
+    process = child(
+        f"""
+def text():
+    return bytes(b ^ 0x5a for b in {masked!r}).decode()
+vault = get(HEAP_SECURE)
+with vault:
+    {work}
+show()
+with vault.scope(sweep=True):
+    {work}
+show()
+"""
+    )
+    binary = number.to_bytes((number.bit_length() + 7) // 8, "little")
+    process.shown()
+    assert process.copies(binary), "it would be kept"
+    process.go_on()
+    process.shown()
+    assert process.copies(binary) == []
+    process.ends()
+
+
 def test_free_lists_are_cleared(own: Arena) -> None:
     floats = [n / 7 for n in range(300)]
     del floats
