@@ -86,7 +86,7 @@ remove_thread (struct ma_thread *thread)
   late_threads -= thread->late != 0;
   thread->depth = 0;
   thread->stack = NULL;
-  thread->is_scrubbed = 0;
+  thread->scrubs = 0;
   thread->next = unused_threads;
   unused_threads = thread;
 }

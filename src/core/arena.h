@@ -31,7 +31,7 @@ struct ma_thread
   char *stack_end;
   char *stack_grown;      /* how far down the first stack was used, whatever its limit is by now */
   volatile int is_asking; /* for it: a signal handler must not ask again */
-  int is_scrubbed;        /* it was, at the end of a scope */
+  unsigned scrubs;        /* ends of scopes */
   int late;               /* its id, if it had ended before; 0 */
   struct ma_thread *next; /* of all, or of the unused */
   struct ma_thread *previous;

@@ -122,9 +122,8 @@ ma_stack_present (char *p, size_t bytes)
   unsigned char present[64];
   char *low = (char *)((uintptr_t)(p - bytes) & ~(MA_PAGE - 1));
   size_t pages = (size_t)(p - low) >> MA_PAGE_SHIFT;
-  if (thread == NULL || thread->is_scrubbed || pages > sizeof present)
+  if (thread == NULL || thread->scrubs != 0 || pages > sizeof present)
     return bytes;
-  thread->is_scrubbed = 1;
   if (os_present (low, pages << MA_PAGE_SHIFT, present) != 0)
     return bytes;
   size_t absent = 0;
@@ -140,7 +139,8 @@ ma_stack_present (char *p, size_t bytes)
 enum
 {
   STEP = 16 << 10, /* more than nearly any frame has that is not written */
-  OWN = 1 << 10    /* what a scrub leaves right below what it wiped: its own frames */
+  OWN = 1 << 10,   /* what a scrub leaves right below what it wiped: its own frames */
+  NEAR = 8 << 10   /* below a function here, where it and what it calls have their frames */
 };
 
 /* How far below HERE, the caller's frame, the stack was written: LEAST bytes, and on in steps up to one that is zero,
@@ -165,12 +165,30 @@ find_used (const char *here, size_t least, size_t most)
   return (size_t)(here - low);
 }
 
+/* Pages that are not written to are the kernel's one page of zeros from then on: a look at it does not take the place of
+ * anything in the second cache, nor the time to come from the third. */
+static void
+drop_zeros (char *here, size_t bytes)
+{
+  uintptr_t low = os_round_up ((uintptr_t)(here - bytes), MA_PAGE);
+  uintptr_t end = ((uintptr_t)here - NEAR) & ~(MA_PAGE - 1);
+  if (low < end)
+    os_discard ((void *)low, end - low, 0);
+}
+
 void
 ma_scrub_used (size_t least)
 {
+  enum
+  {
+    SOON = 2, /* scrubs: what was called before the first scope, imports above all, went deeper than what is now */
+    OFTEN = 1024
+  };
+  struct ma_thread *thread = ma_self;
   char *here = __builtin_frame_address (0);
   size_t bytes = ma_stack_room (here, least);
-  if (bytes == least && (bytes = ma_stack_present (here, least)) > least - STEP)
+  int is_whole = bytes == least;
+  if (is_whole && (bytes = ma_stack_present (here, least)) > least - STEP)
     {
       bytes = find_used (here, least - STEP, least);
       if (unlikely (bytes >= least))
@@ -178,6 +196,9 @@ ma_scrub_used (size_t least)
     }
   /* Which counts from the caller's frame. */
   ma_scrub_stack (bytes + (size_t)((char *)__builtin_dwarf_cfa () - here));
+  if (is_whole && thread != NULL
+      && unlikely (++thread->scrubs == SOON || thread->scrubs % OFTEN == 0))
+    drop_zeros (here, least);
 }
 
 /* Dead stack, whole pages: of 8 MiB, the usual size, few are present, and there is nothing in the others. What was only
@@ -210,10 +231,6 @@ wipe_present (char *low, char *end, int is_first)
 __attribute__ ((noinline)) void
 ma_stack_end (void)
 {
-  enum
-  {
-    NEAR = 8192 /* below here, where this and what it calls have their frames */
-  };
   char *here = __builtin_frame_address (0);
   size_t room = ma_stack_room (here, SIZE_MAX);
   char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
