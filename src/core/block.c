@@ -31,9 +31,17 @@ alloc_tagged (struct ma_local *local, size_t size, size_t align, int *is_zero)
 }
 #endif
 
-/* A block of at least the threshold. The kernel has some 30,000 mappings for a process, and each
- * large block takes one, so that where there are thousands of them the smaller ones go into slabs. Not
- * inline: a caller is MA_VECTORS, and this is not made for it. */
+/* Whether a block of at least the threshold goes into a slab. The kernel has some 30,000 mappings for a process, and
+ * each large block takes one, so that where there are thousands of them the smaller ones do; and where there is so much
+ * that no more pages would stay ready. */
+static inline int
+is_too_many (struct ma_local *local, size_t size, size_t align)
+{
+  return size <= MA_DENSE_MOST && align <= MA_SLOT_MOST && !local->arena->is_isolated
+         && (ma_range_crowded () || ma_range_spent (local, size));
+}
+
+/* Not inline: a caller is MA_VECTORS, and this is not made for it. */
 static __attribute__ ((noinline)) void *
 alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
 {
@@ -42,8 +50,7 @@ alloc_large (struct ma_local *local, size_t size, size_t align, int *is_zero)
     return alloc_tagged (local, size, align, is_zero);
 #endif
   void *p = NULL;
-  if (unlikely (ma_range_crowded ()) && size <= MA_DENSE_MOST && align <= MA_SLOT_MOST
-      && !local->arena->is_isolated)
+  if (unlikely (is_too_many (local, size, align)))
     {
       *is_zero = local->is_wiped;
       p = alloc_dense (local, size, align);

@@ -68,6 +68,7 @@ struct malloc_arena
   _Atomic size_t large_blocks;
   _Atomic size_t large_bytes;
   _Atomic size_t large_peak;
+  _Atomic size_t ranged;     /* bytes of large ranges, live or warm */
   pthread_mutex_t fork_lock; /* before LOCK: no fork between a mapping and its place in LARGES */
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */

@@ -52,9 +52,16 @@ ma_range_pages (const malloc_arena *arena, size_t pages)
 /* ---- opened and closed ---- */
 
 static void
+count_ranged (malloc_arena *arena, size_t pages)
+{
+  atomic_fetch_add_explicit (&arena->ranged, pages << MA_PAGE_SHIFT, memory_order_relaxed);
+}
+
+static void
 link_range (malloc_arena *arena, struct ma_unit *unit)
 {
   atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
+  count_ranged (arena, unit->pages);
   pthread_mutex_lock (&arena->lock);
   unit->heap_previous = NULL;
   unit->heap_next = arena->larges;
@@ -68,6 +75,7 @@ static void
 unlink_range (malloc_arena *arena, struct ma_unit *unit)
 {
   atomic_fetch_sub_explicit (&ranges, 1, memory_order_relaxed);
+  count_ranged (arena, -unit->pages);
   pthread_mutex_lock (&arena->lock);
   if (unit->heap_previous)
     unit->heap_previous->heap_next = unit->heap_next;
@@ -200,6 +208,21 @@ ma_range_crowded (void)
   return atomic_load_explicit (&ranges, memory_order_relaxed) >= CROWD;
 }
 
+int
+ma_range_spent (struct ma_local *local, size_t size)
+{
+  const malloc_arena *arena = local->arena;
+  size_t most = arena->warm_most < arena->warm_lockable ? arena->warm_most : arena->warm_lockable;
+  if (most < MA_WARM_LEAST)
+    most = MA_WARM_LEAST;
+  size_t used = atomic_load_explicit (&arena->ranged, memory_order_relaxed) - local->warm_bytes;
+  if (likely (used + size <= most) || arena->is_secretmem)
+    return 0;
+  ma_range_collect (local);
+  size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
+  return !ma_range_is_ready (local, pages, pages + pages / 4);
+}
+
 /* ---- another number of pages ---- */
 
 /* Whether a range that gets PAGES is locked, or might be in another place: not one that is longer than the limit, which
@@ -256,6 +279,7 @@ grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
       add_tails (unit, unit->units, (uint32_t)units);
       unit->units = (uint32_t)units;
     }
+  count_ranged (arena, pages - unit->pages);
   unit->pages = pages;
   unit->end += bytes;
   unit->is_new = 1;
@@ -288,6 +312,7 @@ ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages)
   size_t more = unit->units - units;
   pthread_mutex_lock (&arena->lock);
   unit->units = (uint32_t)units;
+  count_ranged (arena, pages - unit->pages);
   unit->pages = pages;
   unit->end -= bytes;
   unit->bin = bin_for (pages);
@@ -524,10 +549,14 @@ ma_range_forked (void)
 }
 
 void
-ma_range_inherited (const malloc_arena *arena)
+ma_range_inherited (malloc_arena *arena)
 {
+  atomic_store (&arena->ranged, 0);
   for (const struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
-    atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
+    {
+      atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
+      count_ranged (arena, unit->pages);
+    }
 }
 
 void

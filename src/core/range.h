@@ -33,12 +33,15 @@ int ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages);
 void ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages);
 /* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
 int ma_range_crowded (void);
+/* Whether more are in use than the arena may keep ready, and no ready one will do for SIZE bytes: where so much comes and
+ * goes, another would be opened and closed each time. */
+int ma_range_spent (struct ma_local *local, size_t size);
 /* What is ready back to the kernel; whether there was anything. Lock held. */
 int ma_range_flush (struct ma_local *local);
 /* In a forked child, first: the kernel has locked nothing there, and no range is known to be there. */
 void ma_range_forked (void);
 /* Of each arena, once the list of its ranges is what the child has. */
-void ma_range_inherited (const malloc_arena *arena);
+void ma_range_inherited (malloc_arena *arena);
 /* And then: what is ready but could not be had again is not used any more. */
 void ma_range_after_fork (struct ma_local *local);
 

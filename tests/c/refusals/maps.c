@@ -167,7 +167,8 @@ with_many (unsigned kind)
   for (size_t i = 1; i < count; i += 2)
     free (many[i]);
   CHECK_EQUAL (check_stats (arena).live_blocks, 0);
-  CHECK (mappings () < before + 1000);
+  /* Two for each page of 3 MiB that stay ready, at most. */
+  CHECK (mappings () < before + 1600);
   free (malloc_arena (arena, malloc, 1 << 20));
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
   CHECK (mappings () <= before);

@@ -708,6 +708,44 @@ aligned_stray (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
+/* Where more blocks are in use than pages may stay ready, those that are not large have none of their own, so that it
+ * takes no call of the kernel to make them again; and have when there are fewer. */
+static void
+too_many_to_stay_ready (void)
+{
+  enum
+  {
+    SIZE = 3000,
+    MANY = 2500 /* 8 MiB hold 2,048 */
+  };
+  static char *many[MANY];
+  malloc_arena *arena = new_arena (HEAP_SECURE, 0);
+  for (int round = 0; round < 3; round++)
+    {
+      for (size_t i = 0; i < MANY; i++)
+        {
+          CHECK ((many[i] = malloc_arena (arena, malloc, (size_t)SIZE)) != NULL);
+          CHECK (check_all (many[i], 0, SIZE));
+          memset (many[i], 0x5a, SIZE);
+        }
+      CHECK_FAULTS (many[0] + CHECK_PAGE);
+      CHECK_READABLE (many[MANY - 1] + CHECK_PAGE);
+      char *large = malloc_arena (arena, malloc, (size_t)20000);
+      CHECK (large != NULL);
+      CHECK_FAULTS (large + 20480);
+      free (large);
+      for (size_t i = 0; i < MANY; i++)
+        free (many[i]);
+      CHECK_EQUAL (count_bytes (0x5a), 0);
+      CHECK_EQUAL (check_stats (arena).live_blocks, 0);
+    }
+  char *p = malloc_arena (arena, malloc, (size_t)SIZE);
+  CHECK (p != NULL);
+  CHECK_FAULTS (p + CHECK_PAGE);
+  free (p);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
 int
 main (void)
 {
@@ -736,5 +774,6 @@ main (void)
   halve_at_limit ();
   bounded_for_all ();
   aligned_stray ();
+  too_many_to_stay_ready ();
   return 0;
 }
