@@ -140,10 +140,12 @@ def from_command(  # noqa: F811
     and error are ours. subprocess.CalledProcessError, without the output, if it fails."""
     process: Any
     buffer = None
+    subprocess = _core._outside(_subprocess)
     read, write = os.pipe()  # a Popen's own stdout is a buffered reader
     try:
         try:
-            process = _core._outside(_popen, command, write)
+            # In a scope, if there is one: the command's words may be secret, and are copied.
+            process = subprocess.Popen(command, stdout=write)
         finally:
             os.close(write)
         with process:
@@ -154,9 +156,7 @@ def from_command(  # noqa: F811
                 process.kill()
                 raise
         if status != 0:
-            from subprocess import CalledProcessError
-
-            raise CalledProcessError(status, command)
+            raise subprocess.CalledProcessError(status, command)
         return _finish(buffer, as_str, False, arena)
     except BaseException:
         if buffer is not None:
@@ -166,10 +166,10 @@ def from_command(  # noqa: F811
         os.close(read)
 
 
-def _popen(command: Sequence[StrPath], write: int) -> Any:
+def _subprocess() -> Any:
     import subprocess
 
-    return subprocess.Popen(command, stdout=write)
+    return subprocess
 
 
 def _read(fd: int, arena: Arena | None, *, line: bool = False) -> _core.SecretBuffer:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import malloc_arena
-from conftest import SECRET, Child, hits, with_an_environment
+from conftest import MAKE, SECRET, Child, hits, with_an_environment
 from malloc_arena import ArenaError, SecretBuffer, sources
 
 FORMS = [("", "bytes"), (", as_str=True", "str")]
@@ -179,6 +179,28 @@ def test_from_command(tmp_path: Path, child: Callable[..., Child], options: str,
     file.write_bytes(SECRET + b"\n")
     process = child(f"got = sources.from_command(['cat', {str(file)!r}]{options})" + END)
     check(process, kind)
+
+
+@pytest.mark.parametrize("command", ["['true', text()]", "['/nonexistent/command', text()]"])
+def test_words_of_a_command_are_the_scopes(child: Callable[..., Child], command: str) -> None:
+    process = child(
+        MAKE
+        + f"""
+def text(): return make().decode()
+vault = get(HEAP_SECURE)
+sources.from_command(["true"])
+show()
+with vault.scope(sweep=True):
+    try: sources.from_command({command}).close()
+    except OSError: pass
+show()
+"""
+    )
+    process.shown()
+    process.go_on()
+    process.shown()
+    assert hits(process) == ()
+    process.ends()
 
 
 def test_from_command_that_fails() -> None:
