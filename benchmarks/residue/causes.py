@@ -95,6 +95,22 @@ CAUSES = (
         ("float_values", "float_text", "complex_values"),
     ),
     Cause(
+        "digits of floats",
+        "CPython reads and writes the texts of floats with integers of any length, in lists of its "
+        "own that no allocator sees: the digits of the last ones stay, in binary.",
+        "`scope(sweep=True)`",
+        (("outside", "scope"),),
+        ("float_digits",),
+    ),
+    Cause(
+        "shared memory",
+        "`multiprocessing.Array` and its like lie in a mapping of a deleted file, which the module "
+        "keeps for the next one: no `malloc` and no `free`.",
+        "overwrite it; pass secrets through a pipe",
+        tuple(("outside", mode) for mode in ("scope", "sweep", "run")),
+        ("process_array",),
+    ),
+    Cause(
         "caches of the library",
         "Compiled patterns (`re`), formats of dates (`time.strptime`), patterns of names "
         "(`fnmatch`), split URLs (`urllib.parse`), lines (`linecache`), any "

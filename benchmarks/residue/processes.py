@@ -89,6 +89,7 @@ _MULTIPROCESSING = (
     "multiprocessing.synchronize",
     "multiprocessing.resource_tracker",
     "multiprocessing.shared_memory",
+    "multiprocessing.sharedctypes",
     "multiprocessing.managers",
     "multiprocessing.util",
     "multiprocessing.dummy",
@@ -98,6 +99,14 @@ _MULTIPROCESSING = (
 @operation("processes", *_MULTIPROCESSING)
 def process_fork(inputs: Inputs) -> Secret:
     return _process("fork", inputs)
+
+
+@operation("processes", *_MULTIPROCESSING)
+def process_array(inputs: Inputs) -> Secret:
+    import multiprocessing
+
+    array = multiprocessing.Array("c", raw(inputs))
+    return bytes(array.raw)
 
 
 @operation("processes", *_MULTIPROCESSING)

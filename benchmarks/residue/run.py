@@ -156,6 +156,8 @@ def _looked_for(secret: bytes, forms: Sequence[str]) -> list[bytes]:
             digits.append(rest & (1 << 30) - 1)
             rest >>= 30
         found.append(struct.pack(f"<{len(digits)}I", *digits))
+    if "integers" in forms:  # of 16 bytes each, as CPython has them while it reads a float
+        found.append(secret[15::-1] + secret[:15:-1])
     if "decimal" in forms:
         found.append(str(number).encode())
     if "floats" in forms:

@@ -283,6 +283,16 @@ def float_text(inputs: Inputs) -> Secret:
     return struct.pack("<4d", *map(float, numbers))
 
 
+@operation("numbers", forms=("integers",))
+def float_digits(inputs: Inputs) -> Secret:
+    """As the number of a card, or of an account, becomes a float in a table."""
+    secret = raw(inputs)
+    halves = [int.from_bytes(secret[:16], "big"), int.from_bytes(secret[16:], "big")]
+    for half in halves:
+        f"{float(str(half)):.2f}"
+    return b"".join(half.to_bytes(16, "big") for half in halves)
+
+
 @operation("numbers", "struct")
 def complex_values(inputs: Inputs) -> Secret:
     import struct
