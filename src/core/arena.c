@@ -46,6 +46,7 @@ hand_over (struct ma_local *local)
     }
   else
     ma_local_reclaim (local);
+  atomic_fetch_sub_explicit (&local->arena->owners, 1, memory_order_relaxed);
   atomic_store_explicit (&local->owner, MA_NOBODY, memory_order_release);
   /* A free that found the owner still there has only queued its slab. */
   atomic_thread_fence (memory_order_seq_cst);
@@ -320,12 +321,14 @@ make_local (malloc_arena *arena)
           init_local (local, arena);
           atomic_store_explicit (&local->owner, thread, memory_order_release);
           local->next = arena->locals;
-          atomic_fetch_add_explicit (&arena->local_count, 1, memory_order_relaxed);
           __atomic_store_n (&arena->locals, local, __ATOMIC_RELEASE);
         }
     }
   if (local)
-    thread->locals[arena->index] = local;
+    {
+      thread->locals[arena->index] = local;
+      atomic_fetch_add_explicit (&arena->owners, 1, memory_order_relaxed);
+    }
   pthread_mutex_unlock (&table_lock);
   if (local == NULL)
     errno = ENOMEM;
@@ -702,10 +705,13 @@ in_child (void)
         continue;
       ma_count_locked (arena, -atomic_load (&arena->locked));
       atomic_store (&arena->warm, 0);
+      atomic_store (&arena->owners, 0);
       for (struct ma_local *local = arena->locals; local; local = local->next)
         {
           if (atomic_load (&local->owner) != self)
             atomic_store (&local->owner, MA_NOBODY);
+          else
+            atomic_store (&arena->owners, 1);
           atomic_store (&local->remote, ma_remote_bytes (local)); /* no guests */
           if (arena->fork_policy == MALLOC_ARENA_FORK_REFUSE)
             abandon (local);

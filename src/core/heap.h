@@ -72,9 +72,9 @@ struct malloc_arena
   pthread_mutex_t fork_lock; /* before LOCK: no fork between a mapping and its place in LARGES */
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */
-  _Atomic unsigned local_count;
-  _Atomic unsigned holds; /* scopes of who waits, to be entered again */
-  struct ma_unit *larges; /* all large ranges, live or warm */
+  _Atomic unsigned owners; /* threads that have one of them */
+  _Atomic unsigned holds;  /* scopes of who waits, to be entered again */
+  struct ma_unit *larges;  /* all large ranges, live or warm */
 };
 
 /* Where objects of a size are taken from: a word of free bits in their class's current slab, never in another

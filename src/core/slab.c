@@ -336,8 +336,8 @@ warm_between (size_t pages)
 static size_t
 warm_pages (const struct ma_local *local)
 {
-  unsigned locals = atomic_load_explicit (&local->arena->local_count, memory_order_relaxed);
-  size_t most = WARM_PAGES_ALL / (locals | (locals == 0));
+  unsigned owners = atomic_load_explicit (&local->arena->owners, memory_order_relaxed);
+  size_t most = WARM_PAGES_ALL / (owners | (owners == 0));
   return warm_between (most < local->warm_most ? most : local->warm_most);
 }
 

@@ -254,7 +254,7 @@ kept (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
-/* However many end at once. */
+/* However many end at once; and they take no part of what this thread may keep. */
 static void
 kept_of_all (void)
 {
@@ -271,6 +271,11 @@ kept_of_all (void)
     pthread_join (threads[i], NULL);
   CHECK (check_stats (arena).mapped_bytes <= KEPT);
   CHECK (check_region ().present <= KEPT);
+  short_work ((void *)(1000 * KIB));
+  long before = check_faults ();
+  for (unsigned i = 0; i < 10; i++)
+    short_work ((void *)(1000 * KIB));
+  CHECK (check_faults () - before < 100);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
