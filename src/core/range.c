@@ -7,8 +7,9 @@ enum
   EXACT_BINS = 17,     /* of 0 to 16 pages; above, eight bins per doubling */
   ROUNDED_PAGES = 512, /* larger ranges have no more pages than they need */
   BINNED_PAGES = 2048,
-  MUCH = 256,  /* pages that take longer to move than others to open what they need anew */
-  CROWD = 8192 /* ranges: a quarter of the mappings that a process has by default */
+  MUCH = 256,   /* pages that take longer to move than others to open what they need anew */
+  CROWD = 8192, /* ranges: a quarter of the mappings that a process has by default */
+  SLABS_LEAST = 1 << 20
 };
 
 /* Of all arenas. */
@@ -213,10 +214,9 @@ ma_range_spent (struct ma_local *local, size_t size)
 {
   const malloc_arena *arena = local->arena;
   size_t most = arena->warm_most < arena->warm_lockable ? arena->warm_most : arena->warm_lockable;
-  if (most < MA_WARM_LEAST)
-    most = MA_WARM_LEAST;
   size_t used = atomic_load_explicit (&arena->ranged, memory_order_relaxed) - local->warm_bytes;
-  if (likely (used + size <= most) || arena->is_secretmem)
+  /* Where little may be locked there is no room for slabs, which are opened by several pages. */
+  if (likely (used + size <= most) || most < SLABS_LEAST || arena->is_secretmem)
     return 0;
   ma_range_collect (local);
   size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
