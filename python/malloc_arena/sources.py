@@ -137,7 +137,8 @@ def from_command(  # noqa: F811
     command: Sequence[StrPath], *, as_str: bool = False, arena: Arena | None = None
 ) -> _core.SecretBuffer | str:
     """What a command (a list of words, no shell) prints on its standard output. Its standard input
-    and error are ours. subprocess.CalledProcessError, without the output, if it fails."""
+    and error are ours. subprocess.CalledProcessError, without the output, if it fails. In a scope
+    the words are copied in its arena; every user of the machine can read them while it runs."""
     process: Any
     buffer = None
     subprocess = _core._outside(_subprocess)

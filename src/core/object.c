@@ -230,7 +230,8 @@ ma_object_free (void *p)
 
 /* ---- realloc ---- */
 
-/* Of an object that is this thread's: in its slot, as nobody knows how much of it it had, or in another. */
+/* To another slot. Nobody knows how much of its own an object had, so all of that goes along. After the allocation, which
+ * may have taken from the same word of free bits, the old slot is looked up again. */
 static MA_CLONED void *
 move (struct ma_unit *unit, void *p, size_t size)
 {
@@ -242,6 +243,8 @@ move (struct ma_unit *unit, void *p, size_t size)
   return q;
 }
 
+/* Whether P is a live object that this thread alone changes: not where others have freed in the slab and that is not
+ * taken in, nor on a page that was given back. */
 static int
 is_own_object (const struct ma_unit *unit, const char *p)
 {
@@ -258,6 +261,7 @@ ma_object_resize (void *p, size_t size)
   struct ma_unit *unit = ma_unit_of (p);
   if (likely (size <= MA_OBJECT_MOST) && likely (is_own_object (unit, p)))
     {
+      /* Much smaller ones move, so that slots do not stay large for ever. */
       size_t slot = unit->slot;
       if (size > slot || size < slot / 4)
         return move (unit, p, size);

@@ -9,6 +9,7 @@ enum
   BINNED_PAGES = 2048,
   MUCH = 256,   /* pages that take longer to move than others to open what they need anew */
   CROWD = 8192, /* ranges: a quarter of the mappings that a process has by default */
+  /* Bytes that may stay ready. Below, slabs, which are opened by several pages, would lock too much at once. */
   SLABS_LEAST = 1 << 20
 };
 
@@ -215,7 +216,6 @@ ma_range_spent (struct ma_local *local, size_t size)
   const malloc_arena *arena = local->arena;
   size_t most = arena->warm_most < arena->warm_lockable ? arena->warm_most : arena->warm_lockable;
   size_t used = atomic_load_explicit (&arena->ranged, memory_order_relaxed) - local->warm_bytes;
-  /* Where little may be locked there is no room for slabs, which are opened by several pages. */
   if (likely (used + size <= most) || most < SLABS_LEAST || arena->is_secretmem)
     return 0;
   ma_range_collect (local);

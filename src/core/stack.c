@@ -165,8 +165,8 @@ find_used (const char *here, size_t least, size_t most)
   return (size_t)(here - low);
 }
 
-/* Pages that are not written to are the kernel's one page of zeros from then on: a look at it does not take the place of
- * anything in the second cache, nor the time to come from the third. */
+/* After a scrub, when BYTES below HERE are zero. Pages that are not written to are the kernel's one page of zeros from then
+ * on: a look at it does not take the place of anything in the second cache, nor the time to come from the third. */
 static void
 drop_zeros (char *here, size_t bytes)
 {

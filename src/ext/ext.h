@@ -7,7 +7,7 @@
  * steps.c    _Run and _Iterate: scopes around the steps of a coroutine or generator
  * streams.c  what scopes leave in the buffers of sys.stdout and sys.stderr
  * buffer.c   SecretBuffer, and other places that secrets lie in: values compared, the environment
- * pyhooks.c  the hooks on CPython's allocator domains and numpy's; static, process-wide, no Python
+ * pyhooks.c  the hooks on CPython's allocator domains, numpy's and bytearray; static, process-wide, no Python
  *            state
  */
 #ifndef MA_EXT_H

@@ -281,7 +281,8 @@ is_debug_on_arena (void)
 static initproc bytearray_original;
 
 /* bytearray(count) fills with zeros what an arena has zero already, which takes longer than all else that is done with a
- * buffer of 100 KB. So it gets its memory from calloc. Whatever is not a plain count of a new object goes on. */
+ * buffer of 100 KB. So it gets its memory from calloc, and is what PyByteArray_Resize would leave: a zero after the last
+ * byte, which counts as allocated. Whatever is not a plain count of a new object goes on, errors too. */
 static int
 bytearray_init (PyObject *self, PyObject *args, PyObject *keywords)
 {
