@@ -100,6 +100,9 @@ def _patterns_and_urls() -> None:
     for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
         if module in sys.modules:
             getattr(sys.modules[module], name)()
+    # The package regex, whose own purge() leaves the texts of patterns and all replacements.
+    for name in ("_cache", "_named_args", "_replacement_cache", "_locale_sensitive"):
+        getattr(sys.modules.get("regex._main"), name, {}).clear()
 
 
 def _dates(is_ours: Any) -> None:

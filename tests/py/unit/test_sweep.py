@@ -5,6 +5,7 @@ from __future__ import annotations
 import _strptime
 import functools
 import gc
+import importlib.util
 import linecache
 import os
 import subprocess
@@ -42,6 +43,9 @@ KEEPERS = {
     "path in a tree": "from xml.etree import ElementTree as E; E.XML('<a/>').find(path_to(text()))",
     "process that was dropped": "Popen(['cat', '-', text()], stdin=pipe[0], stderr=-3)",
 }
+if importlib.util.find_spec("regex"):  # no wheel for an emulated machine
+    KEEPERS["pattern of the package regex"] = "import regex; regex.search(text(), 'x')"
+    KEEPERS["its template"] = "import regex; regex.sub('y', text() + chr(92) + 'g<0>', 'xy')"
 if sys.version_info[:2] != (3, 12):  # which interns it for ever
     KEEPERS["encoding"] = "unknown(make().hex())"
 SETUP = (
