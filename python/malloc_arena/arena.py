@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import sys
-from _collections_abc import AsyncGenerator, Coroutine, Generator  # collections.abc costs 1 ms more
+from _collections_abc import (  # type: ignore[attr-defined] # collections.abc costs 1 ms more
+    AsyncGenerator,
+    Coroutine,
+    Generator,
+    async_generator,
+    coroutine,
+    generator,
+)
 
 from . import _core
 from .errors import ArenaError
@@ -32,6 +39,7 @@ Coroutine.register(_core._Run)
 Generator.register(_core._Iterate)
 
 _CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
+_CO_ITERABLE_COROUTINE = 0x100  # a generator, of types.coroutine, that is awaited
 
 
 class Arena(_core.Arena):
@@ -42,8 +50,11 @@ class Arena(_core.Arena):
 
     def run(self, awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
         """Binds a coroutine: the arena is active in its steps only, not while it waits."""
-        steps = awaitable if hasattr(awaitable, "send") else self.call(awaitable.__await__)
-        return _core._Run(self, steps)
+        if isinstance(awaitable, (Coroutine, Generator)):
+            return _core._Run(self, awaitable)
+        if not hasattr(awaitable, "__await__"):
+            raise TypeError(f"run() needs an awaitable, not {type(awaitable).__name__!r}")
+        return _core._Run(self, self.call(awaitable.__await__))
 
     @overload
     def iterate(self, iterable: AsyncIterable[T]) -> AsyncGenerator[T, Any]: ...
@@ -56,33 +67,39 @@ class Arena(_core.Arena):
         return _core._Iterate(self, self.call(iter, iterable))
 
     def bind(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, with the arena active in each call. What generator and coroutine functions
-        return is bound with iterate() and run()."""
+        """The function, with the arena active in each call. A generator, an asynchronous one, or a
+        coroutine that it returns is bound with iterate() or run()."""
         import functools
 
         bound: Callable[..., Any]
-        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        flags = _code_flags(function)
         if flags & _CO_COROUTINE:
 
             async def bound(*args: Any, **kwargs: Any) -> Any:
                 return await self.run(self.call(function, *args, **kwargs))  # type: ignore[arg-type]
 
-        elif flags & _CO_GENERATOR:
+        elif flags & _CO_GENERATOR and not flags & _CO_ITERABLE_COROUTINE:
 
             def bound(*args: Any, **kwargs: Any) -> Any:
                 return (yield from self.iterate(self.call(function, *args, **kwargs)))  # type: ignore[call-overload]
 
-        elif flags & _CO_ASYNC_GENERATOR:
-
-            def bound(*args: Any, **kwargs: Any) -> Any:
-                return self.iterate(self.call(function, *args, **kwargs))  # type: ignore[call-overload]
-
         else:
 
             def bound(*args: Any, **kwargs: Any) -> Any:
-                return self.call(function, *args, **kwargs)
+                return self._bind_steps(self.call(function, *args, **kwargs))
 
         return functools.wraps(function)(bound)
+
+    def _bind_steps(self, result: Any) -> Any:
+        """What a function returned that does not look like one whose results have steps, but may
+        call one: a wrapper, an object with a __call__."""
+        kind = type(result)
+        if kind is coroutine:
+            return self.run(result)
+        if kind is generator:
+            awaited = result.gi_code.co_flags & _CO_ITERABLE_COROUTINE
+            return self.run(result) if awaited else self.iterate(result)
+        return self.iterate(result) if kind is async_generator else result
 
     def scope(self, *, sweep: bool = False) -> _core.Scope:
         """``with arena.scope(sweep=True):`` also sweeps, before and after."""
@@ -113,6 +130,15 @@ class Arena(_core.Arena):
         """The objects that are alive in the arena, the largest first, each with the traceback of
         where it was made, if tracemalloc was on then. It looks at every object of the process."""
         return _core._outside(_escapes, self)
+
+
+def _code_flags(function: Any) -> int:
+    """Of the function that is called in the end, as inspect.iscoroutinefunction() sees it."""
+    import functools
+
+    while isinstance(function, (functools.partial, staticmethod)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return getattr(getattr(function, "__code__", None), "co_flags", 0)
 
 
 # Whatever these import, and what they count with, must not stay in the arena.
