@@ -278,7 +278,7 @@ are_equal_values (PyObject *a, PyObject *b)
   if (HAS_HOOKS && handle == NULL)
     handle = malloc_arena_of (b);
   struct scope scope;
-  if (handle != NULL && scope_begin_in (handle, &scope) == -1)
+  if (handle != NULL && scope_begin_in (handle, &scope, 0) == -1)
     return NULL;
   /* Not PyObject_RichCompareBool, to which a value is equal to itself whatever it says. */
   PyObject *answer = PyObject_RichCompare (a, b, Py_EQ);

@@ -92,15 +92,17 @@ PyObject *scope_open (PyObject *arena);
 int arena_check_open (struct arena_object *arena);
 
 /* A scope around one call from C. scope_begin() returns 0, or -1 with an exception, and then there is
- * nothing to end. scope_end() takes over what the call returned, with its exception where that is NULL,
+ * nothing to end. MAY_BE_FULL: what was begun in the arena goes on there also without room, and meets the
+ * MemoryError itself; what has not begun is refused. scope_end() takes over what the call returned, with its exception where that is NULL,
  * and returns what the caller should. */
 struct scope
 {
   malloc_arena *handle; /* NULL: none is active */
   unsigned depth, floor;
 };
-int scope_begin (struct arena_object *arena, struct scope *scope);
-int scope_begin_in (malloc_arena *handle, struct scope *scope); /* NULL: with none active */
+int scope_begin (struct arena_object *arena, struct scope *scope, int may_be_full);
+/* NULL: with none active. */
+int scope_begin_in (malloc_arena *handle, struct scope *scope, int may_be_full);
 PyObject *scope_end (const struct scope *scope, PyObject *result);
 /* The pending exception, normalized, or NULL; and back. */
 PyObject *error_take (void);

@@ -182,8 +182,9 @@ make_frames (void)
 #endif
 }
 
+/* MAY_BE_FULL: of what was begun in it, which meets the MemoryError itself. */
 static int
-enter (malloc_arena *handle)
+enter (malloc_arena *handle, int may_be_full)
 {
   if (unlikely (ma_local_of (handle) == NULL))
     {
@@ -209,6 +210,11 @@ enter (malloc_arena *handle)
   enum pyhooks_probe probe = pyhooks_probe ();
   if (likely (probe == PYHOOKS_HOLD))
     return 0;
+  if (probe == PYHOOKS_REFUSED && may_be_full)
+    {
+      ma_object_forget_refused ();
+      return 0;
+    }
   malloc_arena_leave (handle);
   if (probe == PYHOOKS_REFUSED)
     raise_exhausted (handle);
@@ -286,7 +292,7 @@ PyObject *
 scope_open (PyObject *self)
 {
   struct arena_object *arena = (struct arena_object *)self;
-  if (check_enter (arena) == -1 || enter (arena->handle) == -1)
+  if (check_enter (arena) == -1 || enter (arena->handle, 0) == -1)
     return NULL;
   return Py_NewRef (self);
 }
@@ -355,13 +361,13 @@ error_put (PyObject *error)
 }
 
 int
-scope_begin_in (malloc_arena *handle, struct scope *scope)
+scope_begin_in (malloc_arena *handle, struct scope *scope, int may_be_full)
 {
   scope->handle = handle;
   scope->depth = ma_depth ();
   if (handle == NULL)
     malloc_arena_enter (NULL);
-  else if (enter (handle) == -1)
+  else if (enter (handle, may_be_full) == -1)
     return -1;
   scope->floor = floor_depth;
   floor_depth = scope->depth + 1;
@@ -369,9 +375,9 @@ scope_begin_in (malloc_arena *handle, struct scope *scope)
 }
 
 int
-scope_begin (struct arena_object *arena, struct scope *scope)
+scope_begin (struct arena_object *arena, struct scope *scope, int may_be_full)
 {
-  return check_enter (arena) == -1 ? -1 : scope_begin_in (arena->handle, scope);
+  return check_enter (arena) == -1 ? -1 : scope_begin_in (arena->handle, scope, may_be_full);
 }
 
 PyObject *
@@ -412,7 +418,7 @@ call_in (malloc_arena *handle, PyObject *function, PyObject *const *args, size_t
          PyObject *keywords)
 {
   struct scope scope;
-  if (scope_begin_in (handle, &scope) == -1)
+  if (scope_begin_in (handle, &scope, 0) == -1)
     return NULL;
   return scope_end (&scope, keywords != NULL && PyDict_Check (keywords)
                                 ? PyObject_VectorcallDict (function, args, count, keywords)
@@ -601,7 +607,7 @@ static PyObject *
 start_in (malloc_arena *handle, PyObject *function, PyObject *args, PyObject *kwargs)
 {
   struct scope scope;
-  if (scope_begin_in (handle, &scope) == -1)
+  if (scope_begin_in (handle, &scope, 0) == -1)
     return report (function);
   PyObject *result = PyObject_Call (function, args, kwargs);
   /* In the scope, as a traceback holds values; but the arena may be what has no memory. */

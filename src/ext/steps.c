@@ -11,8 +11,18 @@ struct steps_object
   PyObject ob_base;
   struct arena_object *arena;
   PyObject *inner;
-  int is_suspended; /* a step was taken, and was not the last */
+  /* A step was taken, and was not the last: what comes is to find the arena, which is held, and to run in it also
+   * where that is full. */
+  int is_suspended;
 };
+
+static void
+set_suspended (struct steps_object *steps, int is_suspended)
+{
+  if (steps->is_suspended != is_suspended)
+    ma_arena_hold (steps->arena->handle, is_suspended ? 1 : -1);
+  steps->is_suspended = is_suspended;
+}
 
 static PyObject *
 steps_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -48,11 +58,11 @@ steps_step (PyObject *self, PyObject *value, PyObject **result)
   struct steps_object *steps = (struct steps_object *)self;
   struct scope scope;
   *result = NULL;
-  if (scope_begin (steps->arena, &scope) == -1)
+  if (scope_begin (steps->arena, &scope, steps->is_suspended) == -1)
     return PYGEN_ERROR;
   PySendResult how = PyIter_Send (steps->inner, value, result);
   *result = scope_end (&scope, *result);
-  steps->is_suspended = how == PYGEN_NEXT;
+  set_suspended (steps, how == PYGEN_NEXT);
   return *result != NULL ? how : PYGEN_ERROR;
 }
 
@@ -114,10 +124,10 @@ call_inner (struct steps_object *steps, PyObject *method, PyObject *const *args,
 {
   struct scope scope;
   PyObject *result = NULL;
-  if (scope_begin (steps->arena, &scope) == 0)
+  if (scope_begin (steps->arena, &scope, steps->is_suspended) == 0)
     {
       result = PyObject_Vectorcall (method, args, (size_t)count, NULL);
-      steps->is_suspended = result != NULL;
+      set_suspended (steps, result != NULL);
       result = scope_end (&scope, result);
     }
   Py_DECREF (method);
@@ -163,7 +173,7 @@ steps_close (PyObject *self, PyObject *Py_UNUSED (ignored))
     result = call_inner (steps, method, NULL, 0);
   else if (!PyErr_Occurred ())
     result = Py_NewRef (Py_None);
-  steps->is_suspended &= result == NULL;
+  set_suspended (steps, steps->is_suspended && result == NULL);
   return result;
 }
 
@@ -223,13 +233,14 @@ steps_finalize (PyObject *self)
     return;
   PyObject *error = error_take ();
   struct scope scope;
-  if (scope_begin (steps->arena, &scope) == -1)
+  if (scope_begin (steps->arena, &scope, 1) == -1)
     PyErr_WriteUnraisable (self);
   else
     {
       steps_clear (self);
       Py_DECREF (scope_end (&scope, Py_NewRef (Py_None)));
     }
+  set_suspended (steps, 0);
   error_put (error);
 }
 

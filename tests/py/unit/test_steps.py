@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import inspect
 import sys
+import types
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -54,6 +56,48 @@ def test_bind(own: Arena) -> None:
     assert work(1, m=5) == (True, 6)
     assert work.__name__ == "work"
     assert work.__doc__ == "What it does."
+    assert not active()
+
+
+def test_bind_whatever_calls_one_with_steps(own: Arena) -> None:
+    async def load(value: int) -> tuple[bool, int]:
+        await asyncio.sleep(0)
+        return active(), value
+
+    def each(value: int) -> Iterator[tuple[bool, int]]:
+        yield active(), value
+
+    async def each_later(value: int) -> AsyncIterator[tuple[bool, int]]:
+        await asyncio.sleep(0)
+        yield active(), value
+
+    @types.coroutine
+    def old(value: int) -> Generator[Any, Any, tuple[bool, int]]:
+        yield from asyncio.sleep(0).__await__()
+        return active(), value
+
+    class Loader:
+        async def __call__(self, value: int) -> tuple[bool, int]:
+            return await load(value)
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def inner(*args: Any) -> Any:
+            return function(*args)
+
+        return inner
+
+    async def main() -> None:
+        for function in (load, old, Loader(), wrapped(load), staticmethod(load)):
+            assert await own.bind(function)(1) == (True, 1)
+            assert await own.bind(functools.partial(function, 1))() == (True, 1)
+        for make in (each_later, functools.partial(each_later), wrapped(each_later)):
+            assert [seen async for seen in own.bind(make)(2)] == [(True, 2)]
+
+    asyncio.run(main())
+    assert inspect.iscoroutinefunction(own.bind(functools.partial(load, 1)))
+    for make in (each, functools.partial(each), wrapped(each)):
+        assert list(own.bind(make)(3)) == [(True, 3)]
     assert not active()
 
 
@@ -324,10 +368,12 @@ def test_what_does_not_end_when_dropped_is_told(
     other = Arena(malloc_arena.HEAP_DEFAULT, name="other")
     first, second = own.iterate(stubborn()), other.iterate(stubborn())
     assert next(first) == next(second) == 1
-    other.close()
+    with pytest.raises(ArenaError, match="nor while what"):
+        other.close()
     del first, second
-    assert "ignored GeneratorExit" in told[0]
-    assert "closed" in told[1]
+    assert ["ignored GeneratorExit" in each for each in told] == [True, True]
+    told.clear()
+    other.close()
 
 
 def test_an_async_generator_that_is_dropped_ends_in_the_arena(own: Arena) -> None:
@@ -444,8 +490,60 @@ def test_steps_return_and_throw_whatever_it_is(own: Arena) -> None:
 
     with pytest.raises(TypeError):
         own.iterate(5)  # type: ignore[call-overload]
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError, match="needs an awaitable, not 'int'"):
         own.run(5)  # type: ignore[arg-type]
+
+
+def test_run_awaits_what_has_a_send_of_its_own(own: Arena) -> None:
+    class Connection:
+        def send(self, message: object) -> None:
+            raise AssertionError(message)
+
+        def __await__(self) -> Generator[None, None, bool]:
+            yield
+            return active()
+
+    async def main() -> bool:
+        return await own.run(Connection())
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["close", "next", "del", "throw"])
+def test_what_is_suspended_ends_in_the_arena_if_that_is_full(way: str) -> None:
+    seen = bytearray(1)  # which nothing that runs in the arena makes longer
+
+    def steps() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+                bytes(100)
+        finally:
+            seen[0] = malloc_arena._core._is_inside()  # type: ignore[attr-defined]
+
+    arena = Arena(malloc_arena.HEAP_SECURE, limit=1 << 19, name="full")
+    bound = arena.iterate(steps())
+    assert next(bound) == 1
+    kept: list[Any] = []
+    for size in (4096, 512, 64, 32, 16):
+        with contextlib.suppress(MemoryError):
+            while True:
+                kept.append(arena.buffer(size))
+    with pytest.raises(MemoryError), arena:
+        pass
+    # Of any of them CPython wants a traceback, for which there is no room.
+    with contextlib.suppress(MemoryError, KeyError):
+        if way == "close":
+            bound.close()
+        elif way == "throw":
+            bound.throw(KeyError())
+        elif way == "next":
+            next(bound)
+    del bound
+    assert seen[0] == 1
+    kept.clear()
+    gc.collect()
+    arena.close()
 
 
 def test_steps_of_a_closed_arena(own: Arena) -> None:
