@@ -55,8 +55,13 @@ def _objects() -> Iterator[object]:
         yield one
         # Of a module the collector may be shown more than lives: 3.12's _asyncio has it look at a
         # free list, whose objects must not be touched.
-        values: list[object] = [vars(one)] if isinstance(one, _Module) else gc.get_referents(one)
-        if isinstance(one, dict):
+        # Both by the type: what an object says of itself runs its code.
+        values: list[object] = (
+            [object.__getattribute__(one, "__dict__")]
+            if issubclass(type(one), _Module)
+            else gc.get_referents(one)
+        )
+        if issubclass(type(one), dict):
             values += dict.keys(one)  # texts among them are not shown to the collector
         for value in values:
             if id(value) not in seen:
@@ -69,7 +74,8 @@ def _variables() -> Iterator[object]:
         frame: FrameType | None = top
         while frame is not None:
             names = frame.f_locals
-            yield from list(names.values())
+            with contextlib.suppress(Exception):  # of a class body, or exec(): any mapping
+                yield from list(names.values())
             if frame.f_code.co_flags & CO_OPTIMIZED and isinstance(names, dict):
                 names.clear()  # a copy, that would keep alive what the function lets go
             frame = frame.f_back
@@ -77,8 +83,11 @@ def _variables() -> Iterator[object]:
 
 def _escape(one: object) -> Escape:
     made = type(one)
+    name = type.__repr__(made)
     size = 0
-    with contextlib.suppress(Exception):  # a __sizeof__ of the program's own
+    with contextlib.suppress(Exception):  # a metaclass of the program's own
+        name = f"{made.__module__}.{made.__qualname__}"
+    with contextlib.suppress(Exception):  # or a __sizeof__
         size = sys.getsizeof(one)
     lines: list[str] = []
     if "tracemalloc" in sys.modules or "_tracemalloc" in sys.modules:
@@ -86,4 +95,4 @@ def _escape(one: object) -> Escape:
 
         traceback = tracemalloc.get_object_traceback(one)
         lines = traceback.format() if traceback is not None else []
-    return Escape(f"{made.__module__}.{made.__qualname__}", size, id(one), tuple(lines))
+    return Escape(name, size, id(one), tuple(lines))

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 _VALUES = (str, bytes, bytearray, int, float, complex)
 
-# Callbacks of the collector, during a clear_free_lists(): a list of its own would fill those again.
-_set_aside: list[Any] = []
-
 
 def sweep() -> None:
     """Collects the garbage, which is nearly all of the time that it takes, and empties everything
@@ -50,8 +47,10 @@ def clear_free_lists() -> None:
     """Gives the dead floats, tuples, lists and dicts that CPython keeps for reuse back, so that the
     next ones are made anew; microseconds, as nothing is collected, unless something is frozen."""
     # A full collection clears them, but tells others, who would fill the lists again.
-    while gc.callbacks:
-        _set_aside.append(gc.callbacks.pop())
+    _core._without_callbacks(gc.callbacks, _collect_nothing)
+
+
+def _collect_nothing() -> None:
     if gc.get_freeze_count():
         # What the program has frozen must not come back; what CPython 3.12 has, cannot.
         gc.collect()
@@ -62,31 +61,56 @@ def clear_free_lists() -> None:
             gc.collect()
         finally:
             gc.unfreeze()
-    while _set_aside:
-        gc.callbacks.append(_set_aside.pop())
 
 
 def _sweep() -> None:
+    """One that fails, at an object of the program's or a module that is not what it seems, does not
+    keep the others from their work."""
+    failed = None
+    for empty in (
+        _patterns_and_urls,
+        _dates,
+        _paths_in_trees,
+        _encodings,
+        _processes,
+        _lru_caches,
+        _sources,
+        _warnings,
+        _displayed,
+        _types,
+        _numpy,
+        _digits,
+        clear_free_lists,
+        _core._wipe_freed,  # last: what is emptied above is freed, too
+    ):
+        try:
+            empty()
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        try:
+            raise failed
+        finally:
+            failed = None  # or its traceback would be garbage
+
+
+def _is_ours(value: object) -> bool:
     base, size = _core.region()
+    return 0 <= id(value) - base < size
 
-    def is_ours(value: object) -> bool:
-        return 0 <= id(value) - base < size
 
-    _patterns_and_urls()
-    _dates(is_ours)
-    _paths_in_trees()
-    _encodings(is_ours)
-    _processes(is_ours)
-    _lru_caches(is_ours)
-    _sources(is_ours)
-    _warnings(is_ours)
-    _displayed(is_ours)
-    # The cache of attributes by type and name keeps names.
-    getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()
-    _numpy()
-    _digits()
-    clear_free_lists()
-    _core._wipe_freed()  # last: what is emptied above is freed, too
+def _is_any(value: object, kinds: type | tuple[type, ...]) -> bool:
+    """isinstance(), without the object's own __class__, which runs code: a proxy's, of what may be
+    dead, or not loaded yet."""
+    return issubclass(type(value), kinds)
+
+
+def _names(module: object) -> dict[str, Any]:
+    """A module's names, without its own __getattribute__, which would execute one that waits to be
+    used (importlib.util.LazyLoader); a name of sys.modules may stand for anything."""
+    if type(module) is str:
+        module = sys.modules.get(module)
+    return object.__getattribute__(module, "__dict__") if _is_any(module, type(sys)) else {}
 
 
 def _last_error() -> None:
@@ -98,68 +122,65 @@ def _last_error() -> None:
 
 def _patterns_and_urls() -> None:
     for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
-        if module in sys.modules:
-            getattr(sys.modules[module], name)()
+        _names(module).get(name, bool)()
     # The package regex, whose own purge() leaves the texts of patterns and all replacements.
     for name in ("_cache", "_named_args", "_replacement_cache", "_locale_sensitive"):
-        getattr(sys.modules.get("regex._main"), name, {}).clear()
+        _names("regex._main").get(name, {}).clear()
 
 
-def _dates(is_ours: Any) -> None:
+def _dates() -> None:
     """The formats of time.strptime, each with its pattern."""
     # Not under the module's lock, which this thread may hold: in a finalizer, or a signal handler.
     # What is under it looks a format up, and puts it in, in one step each.
-    cache = getattr(sys.modules.get("_strptime"), "_regex_cache", {})
+    cache = _names("_strptime").get("_regex_cache", {})
     for form, pattern in list(cache.items()):
-        if is_ours(form) or is_ours(pattern):
+        if _is_ours(form) or _is_ours(pattern):
             cache.pop(form, None)
 
 
 def _paths_in_trees() -> None:
     """What find() and its like of xml.etree were asked for, [@token='...'] too."""
-    getattr(sys.modules.get("xml.etree.ElementPath"), "_cache", {}).clear()
+    _names("xml.etree.ElementPath").get("_cache", {}).clear()
 
 
-def _encodings(is_ours: Any) -> None:
+def _encodings() -> None:
     """The names that an encoding was looked for by, those that are none too."""
-    cache = getattr(sys.modules.get("encodings"), "_cache", {})
+    cache = _names("encodings").get("_cache", {})
     for name in list(cache):
-        if is_ours(name):
+        if _is_ours(name):
             cache.pop(name, None)
 
 
-def _processes(is_ours: Any) -> None:
+def _processes() -> None:
     """The arguments of processes that the program has dropped while they ran. subprocess keeps
     these, to wait for them when the next is started."""
-    for process in list(getattr(sys.modules.get("subprocess"), "_active", None) or ()):
+    for process in list(_names("subprocess").get("_active") or ()):
         arguments = process.args
-        each = arguments if isinstance(arguments, (list, tuple)) else (arguments,)
-        if any(map(is_ours, each)):
+        each = arguments if _is_any(arguments, (list, tuple)) else (arguments,)
+        if any(map(_is_ours, each)):
             process.args = ()
 
 
-def _lru_caches(is_ours: Any) -> None:
+def _lru_caches() -> None:
     """functools.lru_cache of any function that was called with, or returned, a text, bytes or
     number of an arena."""
-    functools = sys.modules.get("functools")
-    if functools is None:
-        return
-    kind = getattr(functools, "_lru_cache_wrapper")  # noqa: B009 - not in typeshed
+    kind = _names("functools").get("_lru_cache_wrapper")
     for cache in gc.get_objects():
-        if type(cache) is kind and cache.cache_info().currsize and _holds(cache, is_ours):
+        if type(cache) is kind and cache.cache_info().currsize and _holds(cache):
             cache.cache_clear()
 
 
-def _holds(cache: Any, is_ours: Any) -> bool:
+def _holds(cache: Any) -> bool:
     # Keys are values, tuples of values or, where the order matters, lists of them.
-    pending = [each for each in gc.get_referents(cache) if each is not cache.__wrapped__]
+    wrapped = getattr(cache, "__wrapped__", None)
+    pending = [each for each in gc.get_referents(cache) if each is not wrapped]
     for depth in range(3):
         found = []
         for each in pending:
-            if isinstance(each, _VALUES):
-                if is_ours(each):
+            if _is_any(each, _VALUES):
+                if _is_ours(each):
                     return True
-            elif isinstance(each, (tuple, list)):
+            elif _is_any(each, (tuple, list)):
                 found += gc.get_referents(each)
             elif depth == 0 and type(each) is dict:
                 found += [*each.keys(), *each.values()]  # the collector is not shown keys
@@ -167,21 +188,21 @@ def _holds(cache: Any, is_ours: Any) -> bool:
     return False
 
 
-def _sources(is_ours: Any) -> None:
+def _sources() -> None:
     """Lines of source that a traceback was printed with: a file that was read inside a scope, which
     tells where a secret literal is, or what was typed in a shell."""
-    cache = getattr(sys.modules.get("linecache"), "cache", {})
+    cache = _names("linecache").get("cache", {})
     for name, entry in list(cache.items()):
-        if len(entry) > 2 and any(map(is_ours, entry[2])):
+        if len(entry) > 2 and any(map(_is_ours, entry[2])):
             cache.pop(name, None)
 
 
-def _warnings(is_ours: Any) -> None:
+def _warnings() -> None:
     """The texts of warnings, kept by each module so as not to be shown twice."""
     for module in list(sys.modules.values()):
-        registry: Any = getattr(module, "__dict__", {}).get("__warningregistry__")
+        registry: Any = _names(module).get("__warningregistry__")
         for key in list(registry) if type(registry) is dict else ():
-            if isinstance(key, tuple) and any(map(is_ours, key)):
+            if type(key) is tuple and any(map(_is_ours, key)):
                 registry.pop(key, None)
 
 
@@ -203,8 +224,8 @@ def _numpy() -> None:
     """What numpy keeps for the next arrays and ufuncs: memory for shapes, up to 7 blocks of 2
     numbers, of 3, and so on to 15, and 5 for loops. They hold no secret, but an arena open. New
     ones outside take their place. And the digits of the last number that it made a text of."""
-    numpy = sys.modules.get("numpy")
-    empty, ufunc = getattr(numpy, "empty", None), getattr(numpy, "frompyfunc", None)
+    numpy = _names("numpy")
+    empty, ufunc = numpy.get("empty"), numpy.get("frompyfunc")
     if empty is None or ufunc is None:
         return
     for length in range(2, 16):
@@ -214,7 +235,7 @@ def _numpy() -> None:
     loop(loop, 11)
     # The digits of the last number that was printed, in 16 KiB of this thread's, and the integers
     # that they were made of: the largest number takes their place.
-    digits = getattr(numpy, "format_float_positional", None)
+    digits = numpy.get("format_float_positional")
     if digits is not None:
         with contextlib.suppress(RuntimeError):  # a numpy with less room
             digits(sys.float_info.max, unique=False, precision=16_000)
@@ -237,9 +258,15 @@ def _digits() -> None:
         f"{1e-300 / 3:.{places}e}"
 
 
-def _displayed(is_ours: Any) -> None:
+def _displayed() -> None:
     """An interactive session's last value."""
     import builtins
 
-    if isinstance(getattr(builtins, "_", None), _VALUES) and is_ours(builtins._):  # type: ignore[attr-defined]
+    last = vars(builtins).get("_")
+    if _is_any(last, _VALUES) and _is_ours(last):
         del builtins._  # type: ignore[attr-defined]
+
+
+def _types() -> None:
+    """The cache of attributes by type and name keeps names."""
+    getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()

@@ -125,6 +125,37 @@ core_walk (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
   return result;
 }
 
+/* (gc.callbacks, function): calls FUNCTION while the list is empty. Here, as Python code may end at any call, by
+ * a signal's handler; and without a list of its own, whose header CPython would keep when it is dropped. */
+static PyObject *
+core_without_callbacks (PyObject *Py_UNUSED (module), PyObject *args)
+{
+  PyObject *callbacks, *function;
+  if (!PyArg_ParseTuple (args, "O!O", &PyList_Type, &callbacks, &function))
+    return NULL;
+  Py_ssize_t count = PyList_GET_SIZE (callbacks);
+  PyObject **aside = PyMem_RawMalloc ((size_t)count * sizeof *aside);
+  if (aside == NULL)
+    return PyErr_NoMemory ();
+  for (Py_ssize_t i = 0; i < count; i++)
+    aside[i] = Py_NewRef (PyList_GET_ITEM (callbacks, i));
+  PyObject *result = NULL;
+  if (PyList_SetSlice (callbacks, 0, count, NULL) == 0)
+    {
+      result = PyObject_CallNoArgs (function);
+      PyObject *error = result == NULL ? error_take () : NULL;
+      for (Py_ssize_t i = 0; i < count; i++)
+        if (PyList_Insert (callbacks, i, aside[i]) == -1)
+          PyErr_WriteUnraisable (aside[i]);
+      if (error != NULL)
+        error_put (error);
+    }
+  for (Py_ssize_t i = 0; i < count; i++)
+    Py_DECREF (aside[i]);
+  PyMem_RawFree (aside);
+  return result;
+}
+
 /* What runs in each thread of this interpreter. sys._current_frames() makes frame objects of other
  * interpreters' code as well, in this one's memory, where from 3.12 on each has its own. */
 static PyObject *
@@ -266,6 +297,7 @@ static PyMethodDef core_methods[] = {
   { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
   { "_walk", core_walk, METH_NOARGS, NULL },
   { "_wipe_freed", core_wipe_freed, METH_NOARGS, NULL },
+  { "_without_callbacks", core_without_callbacks, METH_VARARGS, NULL },
   { "_frames", core_frames, METH_NOARGS, NULL },
   { "_numpy_handler", pyhooks_numpy_handler, METH_O, NULL },
   { "_hook_numpy", pyhooks_hook_numpy, METH_O, NULL },

@@ -61,7 +61,13 @@ with_exit (PyObject *self, PyObject *const *args, Py_ssize_t count)
   struct with_object *with = (struct with_object *)self;
   PyObject *result = scope_exit (with->arena, args, count);
   if (result != NULL && with->is_swept && sweep (with->arena) == -1)
-    Py_CLEAR (result);
+    {
+      /* An error is said, and does not take the place of what the block ended with; an interrupt does. */
+      if (count >= 2 && args[1] != Py_None && PyErr_ExceptionMatches (PyExc_Exception))
+        PyErr_WriteUnraisable (self);
+      else
+        Py_CLEAR (result);
+    }
   return result;
 }
 

@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import threading
 import tracemalloc
+import types
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,7 +17,7 @@ from conftest import SUBINTERPRETERS, Child
 from malloc_arena import Arena
 
 
-def types(arena: Arena) -> list[str]:
+def texts(arena: Arena) -> list[str]:
     """Texts and bytes: a header of a list or tuple may be one that a free list has handed on."""
     found = sorted(escape.type for escape in arena.escapes())
     return [each for each in found if each in ("builtins.bytes", "builtins.str")]
@@ -29,7 +31,7 @@ class Thing:
 
 
 def test_finds_what_is_alive(own: Arena) -> None:
-    assert types(own) == []
+    assert texts(own) == []
     gc.collect()
     with own:
         name = "".join(["a ", "key"])
@@ -51,7 +53,7 @@ def test_finds_what_is_alive(own: Arena) -> None:
         largest.size = 0  # type: ignore[misc]
     del kept
     gc.collect()
-    assert "builtins.bytes" not in types(own)
+    assert "builtins.bytes" not in texts(own)
 
 
 def test_shows_no_value(own: Arena) -> None:
@@ -71,9 +73,9 @@ def test_finds_local_variables_and_does_not_keep_them(own: Arena) -> None:
     def running() -> tuple[list[str], list[str]]:
         with own:
             secret = "".join(["local"] * 20)
-        before = types(own)
+        before = texts(own)
         del secret
-        return before, types(own)
+        return before, texts(own)
 
     suspended = hold()
     next(suspended)
@@ -81,7 +83,7 @@ def test_finds_local_variables_and_does_not_keep_them(own: Arena) -> None:
     assert before == ["builtins.bytes", "builtins.str"]
     assert after == ["builtins.bytes"]
     suspended.close()
-    assert types(own) == []
+    assert texts(own) == []
 
 
 def test_finds_those_of_other_threads(own: Arena) -> None:
@@ -97,10 +99,10 @@ def test_finds_those_of_other_threads(own: Arena) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     ready.wait()
-    assert types(own) == ["builtins.str"]
+    assert texts(own) == ["builtins.str"]
     go.set()
     thread.join()
-    assert types(own) == []
+    assert texts(own) == []
 
 
 def test_tells_who_made_it(own: Arena) -> None:
@@ -119,7 +121,7 @@ def test_tells_who_made_it(own: Arena) -> None:
 def test_in_a_scope(own: Arena) -> None:
     with own:
         kept = b"".join([b"inside"] * 20)
-        assert "builtins.bytes" in types(own)
+        assert "builtins.bytes" in texts(own)
         blocks = own.stats().live_blocks
         own.escapes()
         assert own.stats().live_blocks <= blocks + 2
@@ -207,3 +209,39 @@ def main():
 main()
 """
     ).ends()
+
+
+def test_runs_no_code_of_what_it_looks_at(own: Arena) -> None:
+    """Proxies of what is dead, objects that raise when they are asked, modules that wait to be
+    executed."""
+    ran: list[str] = []
+
+    class Dead:
+        pass
+
+    class Touchy(type):
+        @property
+        def __module__(cls) -> str:  # type: ignore[override]
+            raise LookupError
+
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> object:
+            ran.append(name)
+            raise ModuleNotFoundError
+
+    class Raises(metaclass=Touchy):
+        __slots__ = ("__weakref__",)
+
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            raise LookupError
+
+    dead = Dead()
+    kept = [weakref.proxy(dead), Lazy("lazy")]
+    del dead
+    with own:
+        kept.append(Raises())
+    found = own.escapes()
+    assert any("Raises" in escape.type for escape in found)
+    assert not ran
+    kept.clear()

@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import time
+import types
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -558,3 +560,83 @@ def test_run_sweep(tmp_path: Path, options: list[str], expected: str, separator:
         [*command, str(script), "--sweep", "-x"], capture_output=True, text=True, env=environment
     )
     assert done.stdout == f"{expected} --sweep -x\n", done.stderr
+
+
+def test_sweep_runs_no_code_of_what_it_looks_at(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies in caches of what is dead, modules that wait to be executed, and such as are none."""
+
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> object:
+            raise ModuleNotFoundError(name)
+
+    @functools.lru_cache
+    def proxy(key: str) -> object:
+        return weakref.proxy(set(key))  # which nobody else has
+
+    with own:
+        proxy("".join(["k", "ey"]))
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    monkeypatch.setitem(sys.modules, "re", None)  # type: ignore[arg-type]
+    own.sweep()
+    assert proxy.cache_info().currsize == 0
+
+
+def test_what_fails_in_a_sweep_keeps_nothing_else_from_it(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("of the program")
+
+    monkeypatch.setattr(malloc_arena.sweep, "_dates", fail)
+
+    @functools.lru_cache
+    def length(text: str) -> int:
+        return len(text)
+
+    with own:
+        length("".join(["a", "b"]))
+    with pytest.raises(OSError, match="of the program"):
+        own.sweep()
+    assert length.cache_info().currsize == 0
+    with pytest.raises(OSError, match="of the program"), own.scope(sweep=True):
+        raise AssertionError("not reached")
+
+
+def test_what_fails_in_a_sweep_does_not_hide_what_the_block_raised(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("of the program")
+
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda seen: said.append(seen.exc_type))
+    with pytest.raises(KeyError), own.scope(sweep=True):
+        monkeypatch.setattr(malloc_arena.sweep, "_dates", fail)
+        raise KeyError
+    assert said == [OSError]
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="of the program"), own.scope(sweep=True):
+        monkeypatch.setattr(malloc_arena.sweep, "_dates", fail)
+
+
+def test_an_interrupt_leaves_callbacks_of_the_collector(
+    own: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(phase: str, info: object) -> None:
+        pass
+
+    def interrupted() -> None:
+        gc.unfreeze()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gc, "callbacks", gc.callbacks)
+    monkeypatch.setattr(malloc_arena.sweep, "_collect_nothing", interrupted)
+    gc.callbacks[:0] = [watch, len]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            malloc_arena.sweep.clear_free_lists()
+        assert gc.callbacks[:2] == [watch, len]
+    finally:
+        del gc.callbacks[:2]
