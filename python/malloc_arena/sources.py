@@ -9,6 +9,7 @@ one's own; the default is the process's secure one.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -57,11 +58,8 @@ def prompt(  # noqa: F811
     the end of input, KeyboardInterrupt at Ctrl-C, OSError without a terminal."""
     if fd is not None:
         return _finish(_ask(fd, text, arena), as_str, True, arena)
-    terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        return _finish(_ask(terminal, text, arena), as_str, True, arena)
-    finally:
-        os.close(terminal)
+    with io.FileIO("/dev/tty", "r+") as terminal:
+        return _finish(_ask(terminal.fileno(), text, arena), as_str, True, arena)
 
 
 @overload
@@ -76,11 +74,9 @@ def from_file(  # noqa: F811
     path: StrPath, *, as_str: bool = False, arena: Arena | None = None
 ) -> _core.SecretBuffer | str:
     """A file's contents. The kernel's page cache keeps them, and the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return from_fd(fd, as_str=as_str, arena=arena)  # type: ignore[call-overload, no-any-return]
-    finally:
-        os.close(fd)
+    # It has no buffer, and closes what it opened also where a signal's handler raises right then.
+    with io.FileIO(path) as file:
+        return from_fd(file.fileno(), as_str=as_str, arena=arena)  # type: ignore[call-overload, no-any-return]
 
 
 @overload
@@ -222,21 +218,39 @@ def _ask(fd: int, text: str, arena: Arena | None) -> _core.SecretBuffer:
 
     if not os.isatty(fd):
         raise OSError(errno.ENOTTY, "not a terminal: use from_fd() for pipes and files")
+    try:
+        buffer = _ask_unseen(fd, text, arena)
+    except termios.error as error:  # which is no OSError: the terminal is gone
+        raise OSError(*error.args) from None
+    if len(buffer) == 0:
+        raise EOFError("the terminal gave nothing")
+    return _without_line_end(buffer, arena)
+
+
+def _ask_unseen(fd: int, text: str, arena: Arena | None) -> _core.SecretBuffer:
+    import termios
+
     shown = termios.tcgetattr(fd)
     hidden = shown[:]
-    hidden[3] &= ~termios.ECHO
-    hidden[3] |= termios.ICANON
+    # By lines that Enter ends, with Ctrl-C and Ctrl-D, also where the program has the terminal raw.
+    hidden[0] = hidden[0] & ~(termios.IGNCR | termios.INLCR) | termios.ICRNL
+    hidden[3] = hidden[3] & ~termios.ECHO | termios.ICANON | termios.ISIG
+    buffer = None
     try:
         # What was typed before the question is dropped: it was shown.
         termios.tcsetattr(fd, termios.TCSAFLUSH, hidden)
         os.write(fd, text.encode())
         buffer = _read(fd, arena, line=True)
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, shown)
-        os.write(fd, b"\n")
-    if len(buffer) == 0:
-        raise EOFError("the terminal gave nothing")
-    return _without_line_end(buffer, arena)
+        try:
+            termios.tcsetattr(fd, termios.TCSADRAIN, shown)
+            os.write(fd, b"\n")
+        except (OSError, termios.error):
+            if buffer is not None:
+                buffer.close()
+                raise
+            # Else what went wrong before is what is told.
+    return buffer
 
 
 def _without_line_end(buffer: _core.SecretBuffer, arena: Arena | None) -> _core.SecretBuffer:

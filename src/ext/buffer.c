@@ -555,6 +555,9 @@ buffer_of_environment (PyObject *module, PyObject *args)
   if (!PyArg_ParseTuple (args, "y#OOKKO", &name, &length, &environb, &arena, &start, &end, &finish))
     return NULL;
   PyTypeObject *type = ((struct core_state *)PyModule_GetState (module))->buffer_type;
+  /* No variable has such a name, though getenv and a look at the entries would find a part of one. */
+  if (length == 0 || strlen (name) != (size_t)length || strchr (name, '=') != NULL)
+    Py_RETURN_NONE;
   PyObject *value = PyObject_CallMethod (environb, "get", "y", name);
   if (value == NULL)
     return NULL;

@@ -142,6 +142,27 @@ assert sources.from_env("HELD") == b"somebody has it" and held == b"somebody has
     ).ends()
 
 
+@pytest.mark.parametrize("name", ["", "TOK\0zz", "A=B", "=A"])
+def test_from_env_of_what_is_no_name(child: Callable[..., Child], name: str) -> None:
+    child(
+        f"""
+try:
+    sources.from_env({name!r})
+except KeyError as error:
+    assert error.args == ({name!r},)
+else:
+    raise AssertionError
+environ = open("/proc/self/environ", "rb").read().split(bytes(1))
+assert b"TOK=value" in environ and b"A=B=C" in environ
+assert (os.environ["TOK"], os.environ["A"]) == ("value", "B=C")
+import subprocess
+assert b"A=B=C" in subprocess.check_output(["env", "-0"]).split(bytes(1))
+""",
+        TOK="value",
+        A="B=C",
+    ).ends()
+
+
 def test_from_env_that_fails_leaves_the_variable(child: Callable[..., Child]) -> None:
     child(
         """
@@ -324,6 +345,51 @@ except EOFError:
     assert termios.tcgetattr(terminal.slave) == terminal.before
     terminal.process.ends()
     terminal.close()
+
+
+def test_prompt_at_a_raw_terminal(child: Callable[..., Child]) -> None:
+    terminal = Terminal(
+        """
+import tty as modes
+modes.setraw(tty)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+got = sources.prompt()
+try:
+    sources.prompt("Again: ")
+except KeyboardInterrupt:
+    show(got=bytes(got).hex())
+""",
+        child,
+        True,
+    )
+    terminal.read(b"Password: ")
+    os.write(terminal.master, b"secret\r")
+    terminal.read(b"Again: ")
+    os.write(terminal.master, b"half\x03")
+    assert terminal.process.shown()["got"] == b"secret".hex()
+    assert not termios.tcgetattr(terminal.slave)[3] & termios.ICANON, "as it was before"
+    terminal.process.ends()
+    terminal.close()
+
+
+@pytest.mark.parametrize("handler", ["SIG_IGN", "default_int_handler"])
+def test_prompt_at_a_terminal_that_goes_away(child: Callable[..., Child], handler: str) -> None:
+    terminal = Terminal(
+        f"""
+signal.signal(signal.SIGHUP, signal.{handler})
+try:
+    sources.prompt()
+except (OSError, EOFError, KeyboardInterrupt) as error:
+    show(error=type(error).__name__)
+""",
+        child,
+        True,
+    )
+    terminal.read(b"Password: ")
+    terminal.close()
+    expected = {"KeyboardInterrupt"} if handler != "SIG_IGN" else {"OSError", "EOFError"}
+    assert terminal.process.shown()["error"] in expected
+    terminal.process.ends()
 
 
 def test_prompt_without_a_terminal(child: Callable[..., Child]) -> None:
