@@ -37,9 +37,11 @@ from .errors import ArenaError, ArenaUnavailable, HooksLost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import audit, sources
+    from . import audit as audit
+    from . import sources
     from .secret import Secret
 
+# Not audit: `import *` would load it, and what an interpreter with a GIL of its own may not have.
 __all__ = [
     "HEAP_DEFAULT",
     "HEAP_ISOLATED",
@@ -53,7 +55,6 @@ __all__ = [
     "Secret",
     "SecretBuffer",
     "__version__",
-    "audit",
     "get",
     "region",
     "sources",

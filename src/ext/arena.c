@@ -3,6 +3,7 @@
 #include "ext.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
@@ -178,7 +179,7 @@ arena_new (PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return NULL;
   if (options.name != NULL && strlen (options.name) > NAME_MOST)
     return PyErr_Format (PyExc_ValueError, "an arena's name has at most %d bytes", NAME_MOST);
-  options.kind = kind < KINDS ? (unsigned)kind : KINDS;
+  options.kind = kind < UINT_MAX ? (unsigned)kind : UINT_MAX;
   options.lock = (unsigned)lock_choice;
   /* Object headers live here: a child that found zeros would crash at the first it drops. */
   options.fork = fork_choice == 0 ? MALLOC_ARENA_FORK_KEEP : (unsigned)fork_choice;
@@ -193,7 +194,7 @@ arena_shared (PyObject *type, PyObject *number)
   if (to_kind (number, &kind) == -1)
     return NULL;
   if (kind >= KINDS)
-    return core_unavailable (EINVAL, KINDS);
+    return core_unavailable (EINVAL, kind < UINT_MAX ? (unsigned)kind : UINT_MAX);
   malloc_arena *handle = atomic_load (&shared_arenas[kind]);
   if (handle == NULL)
     {
@@ -251,6 +252,8 @@ arena_close (PyObject *self, PyObject *Py_UNUSED (ignored))
       PyGC_Collect ();
       if (!was_enabled)
         PyGC_Disable ();
+      if (arena->handle == NULL) /* a finalizer of the garbage has done it */
+        Py_RETURN_NONE;
       outcome = malloc_arena_delete (arena->handle);
     }
   if (outcome == 0)
@@ -261,8 +264,11 @@ arena_close (PyObject *self, PyObject *Py_UNUSED (ignored))
   struct malloc_arena_stats stats = { .size = sizeof stats };
   malloc_arena_stats (arena->handle, &stats);
   if (stats.live_blocks == 0)
-    return core_error ("ArenaError", "arena \"%U\" cannot be closed inside its own scope",
-                       arena->name);
+    return core_error (
+        "ArenaError",
+        "arena \"%U\" cannot be closed inside its own scope, nor while what run() or "
+        "iterate() has begun is suspended",
+        arena->name);
   return core_error ("ArenaError",
                      "arena \"%U\" cannot be closed: %zu blocks (%zu bytes) are alive in it",
                      arena->name, stats.live_blocks, stats.live_bytes);

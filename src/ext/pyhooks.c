@@ -287,7 +287,7 @@ static int
 bytearray_init (PyObject *self, PyObject *args, PyObject *keywords)
 {
   PyByteArrayObject *array = (PyByteArrayObject *)self;
-  if (ma_active == NULL || keywords != NULL || array->ob_bytes != NULL
+  if (ma_active == NULL || keywords != NULL || array->ob_bytes != NULL || array->ob_exports != 0
       || PyTuple_GET_SIZE (args) != 1 || !PyLong_CheckExact (PyTuple_GET_ITEM (args, 0)))
     return bytearray_original (self, args, keywords);
   Py_ssize_t count = PyLong_AsSsize_t (PyTuple_GET_ITEM (args, 0));

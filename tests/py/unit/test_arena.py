@@ -45,6 +45,12 @@ def test_get_is_one_per_kind() -> None:
         vault.close()
 
 
+def test_a_kind_that_is_none_is_named() -> None:
+    for make in (malloc_arena.get, Arena):
+        with pytest.raises(ArenaUnavailable, match="0x60 with these"):
+            make(99)
+
+
 @pytest.mark.parametrize("kind", [HEAP_ISOLATED, HEAP_SECRETMEM, 16, 1 << 40])
 def test_kinds_that_are_none(kind: int) -> None:
     for make in (malloc_arena.get, Arena):
@@ -530,6 +536,28 @@ def test_close() -> None:
     for use in (arena.__enter__, arena.stats, lambda: arena.receipt, lambda: arena.call(int)):
         with pytest.raises(ArenaError, match="closed"):
             use()
+
+
+def test_close_that_garbage_has_done() -> None:
+    class Closes:
+        def __init__(self, arena: Arena) -> None:
+            self.cycle = self
+            self.arena = arena
+            self.kept: object = arena.call(bytearray, 1000)
+
+        def __del__(self) -> None:
+            self.kept = None
+            self.arena.close()
+
+    arena = Arena(HEAP_SECURE, name="own")
+    gc.disable()
+    try:
+        Closes(arena)
+        arena.close()
+    finally:
+        gc.enable()
+    with pytest.raises(ArenaError, match="closed"), arena:
+        pass
 
 
 def test_arenas_come_and_go() -> None:

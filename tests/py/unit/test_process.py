@@ -669,6 +669,14 @@ with vault:
     outside.extend(bytes(10_000))
 with malloc_arena.SecretBuffer(10) as key:
     key[:] = b"0123456789"
+looked_at = bytearray()
+with memoryview(looked_at), vault:
+    try:
+        looked_at.__init__(10)
+    except BufferError:
+        pass
+    else:
+        raise AssertionError("a bytearray with a view has another size")
 '''
 for _ in range(5):
     interpreter = sub.create()
@@ -683,6 +691,16 @@ assert vault.owns(id(kept))
 
 def test_subinterpreters(child: Callable[..., Child]) -> None:
     child(SUBINTERPRETERS + IN_SUBINTERPRETERS).ends()
+
+
+def test_all_names_in_a_subinterpreter(child: Callable[..., Child]) -> None:
+    child(
+        SUBINTERPRETERS
+        + """
+failed = sub.run_string(sub.create(), "from malloc_arena import *; get(HEAP_SECURE)")
+assert failed is None, failed
+"""
+    ).ends()
 
 
 def test_subinterpreters_in_a_standing_arena(child: Callable[..., Child]) -> None:
