@@ -75,9 +75,10 @@ set_fork (malloc_arena *arena, void *p, size_t size, uint8_t *state)
   unsigned want = arena->fork_policy == MALLOC_ARENA_FORK_WIPE     ? MA_UNIT_FORK_WIPE
                   : arena->fork_policy == MALLOC_ARENA_FORK_REFUSE ? MA_UNIT_FORK_ABSENT
                                                                    : 0;
-  if (now == want)
+  int is_unsure = *state & MA_UNIT_UNSURE;
+  if (now == want && !is_unsure)
     return;
-  int refused = now != 0 ? os_fork_copied (p, size) : 0;
+  int refused = now != 0 || is_unsure ? os_fork_copied (p, size) : 0;
   if (refused == 0 && want == MA_UNIT_FORK_WIPE)
     refused = os_fork_wiped (p, size);
   else if (refused == 0 && want == MA_UNIT_FORK_ABSENT)
@@ -97,7 +98,8 @@ set_dump (malloc_arena *arena, void *p, size_t size, uint8_t *state)
   if (arena->is_secure && ma_sealed.dump_refused)
     ma_heap_refused (arena, MALLOC_ARENA_UNDUMPED, ma_sealed.dump_refused);
   /* What was closed before may not be left out, as the state says of it. */
-  if ((*state & MA_UNIT_DUMPED) == want && !(arena->is_secure && os_release_refused ()))
+  if ((*state & MA_UNIT_DUMPED) == want && !(*state & MA_UNIT_UNSURE)
+      && !(arena->is_secure && os_release_refused ()))
     return;
   int refused = want ? os_include_in_dump (p, size) : os_exclude_from_dump (p, size);
   if (refused)
@@ -178,6 +180,7 @@ open_ordinary (malloc_arena *arena, void *p, size_t size, uint8_t *state)
     }
   set_dump (arena, p, size, state);
   set_fork (arena, p, size, state);
+  *state &= (uint8_t)~MA_UNIT_UNSURE;
   return 0;
 }
 
@@ -213,6 +216,13 @@ ma_heap_close (void *p, size_t size, uint8_t state)
     return 0;
   int refused = os_release (p, size);
   return refused == 0 || state & MA_UNIT_SECRET ? refused : os_restore (p, size);
+}
+
+uint8_t
+ma_heap_unsure (uint8_t state)
+{
+  /* Of secret memory nothing is taken back but all. What a child may not have, its hole is filled for. */
+  return state & MA_UNIT_SECRET ? state : (uint8_t)((state & MA_UNIT_FORK_ABSENT) | MA_UNIT_UNSURE);
 }
 
 int

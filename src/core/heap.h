@@ -68,7 +68,7 @@ struct malloc_arena
   _Atomic size_t large_blocks;
   _Atomic size_t large_bytes;
   _Atomic size_t large_peak;
-  _Atomic size_t ranged;     /* bytes of large ranges, live or warm */
+  _Atomic size_t ranged;     /* bytes of ranges that slabs could have, live or warm */
   pthread_mutex_t fork_lock; /* before LOCK: no fork between a mapping and its place in LARGES */
   pthread_mutex_t lock;
   struct ma_local *locals; /* all, for fork and stats */
@@ -119,6 +119,7 @@ struct ma_local
   uint32_t fresh_left;
   struct ma_unit *warm[MA_BINS]; /* wiped large blocks, ready */
   size_t warm_bytes;
+  size_t warm_small;   /* of these, those in the arena's RANGED */
   unsigned warm_epoch; /* counts how often they had to make room, */
   uint8_t was_asked;   /* and whether there was a large allocation since */
   unsigned warm_hand;  /* bin that makes room next */
@@ -248,8 +249,10 @@ void ma_heap_refund (malloc_arena *arena, size_t bytes);
 /* Makes a unit's SIZE bytes at P accessible with the arena's dump and fork properties. STATE is the
  * unit's memory of what the kernel was told. 0 or an errno. */
 int ma_heap_open (malloc_arena *arena, void *p, size_t size, uint8_t *state);
-/* The way back: as first reserved, whatever it was told. 0 or an errno. */
+/* The way back: as first reserved, whatever it was told. 0 or an errno, and then what the kernel holds of it is
+ * ma_heap_unsure: a part may be inaccessible, and to be used again it is to be opened. */
 int ma_heap_close (void *p, size_t size, uint8_t state);
+uint8_t ma_heap_unsure (uint8_t state);
 /* Locks memory that is opened, where the arena wants it. *LOCKED tells whether it is; 0, or the errno
  * of the kernel's refusal. The caller may give something back and try again before it accepts that
  * with ma_heap_unlockable (noted, and said once where that is due): 0, go on unlocked, or EPERM

@@ -54,7 +54,8 @@ enum
   MA_UNIT_DUMPED = 4,    /* included in dumps */
   MA_UNIT_FORK_WIPE = 8, /* wiped, or absent, in children */
   MA_UNIT_FORK_ABSENT = 16,
-  MA_UNIT_SECRET = 32 /* memfd_secret */
+  MA_UNIT_SECRET = 32, /* memfd_secret */
+  MA_UNIT_UNSURE = 64  /* any of it or none, as taking it back ended half-way */
 };
 
 enum ma_large_state

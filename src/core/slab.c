@@ -203,8 +203,8 @@ charged_pages (const struct ma_unit *unit)
   return unit->opened - (unit->local->is_plain ? ma_page_count (unit->away) : 0);
 }
 
-/* An empty slab gives its memory back and becomes idle. In a plain arena, and where the kernel cannot
- * split a mapping any more, it stays open, without pages, and the unit's state remembers it. */
+/* An empty slab gives its memory back and becomes idle. In a plain arena it stays open, without pages, as the unit's
+ * state tells; where the kernel cannot split a mapping any more, nobody knows how much of it does. */
 static void
 close_slab (struct ma_local *local, struct ma_unit *unit)
 {
@@ -214,7 +214,11 @@ close_slab (struct ma_local *local, struct ma_unit *unit)
   if (!local->is_plain && ma_heap_close (ma_unit_base (unit), MA_UNIT, unit->state) == 0)
     unit->state = 0;
   else
-    os_discard (ma_unit_base (unit), (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
+    {
+      os_discard (ma_unit_base (unit), (size_t)unit->opened << MA_PAGE_SHIFT, unit->locked != 0);
+      if (!local->is_plain)
+        unit->state = ma_heap_unsure (unit->state);
+    }
   ma_heap_unlocked (arena, ma_page_count (unit->locked) << MA_PAGE_SHIFT);
   ma_heap_refund (arena, charged << MA_PAGE_SHIFT);
   memset (unit->free, 0, sizeof unit->free);

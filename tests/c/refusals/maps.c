@@ -4,6 +4,32 @@
 #include "check.h"
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
+
+/* In place of the C library's, for the library too: the kernel makes no mapping, and a change of many pages ends
+ * after the first, as where the next one is in another mapping that cannot be split. */
+static bool is_half;
+
+int
+mprotect (void *p, size_t size, int protection)
+{
+  if (!is_half || protection != PROT_NONE)
+    return (int)syscall (SYS_mprotect, p, size, protection);
+  syscall (SYS_mprotect, p, CHECK_PAGE, protection);
+  errno = ENOMEM;
+  return -1;
+}
+
+void *
+mmap (void *p, size_t size, int protection, int flags, int fd, off_t offset)
+{
+  if (is_half && flags & MAP_FIXED)
+    {
+      errno = ENOMEM;
+      return MAP_FAILED;
+    }
+  return (void *)syscall (SYS_mmap, p, size, protection, flags, fd, offset);
+}
 
 static char *hoard;
 static size_t hoarded;
@@ -46,7 +72,9 @@ has_properties (const struct check_mapping *m, void *data)
         continue;
       CHECK (check_flag (m, "lo") || !(receipt->obtained & MALLOC_ARENA_LOCKED));
       CHECK (check_flag (m, "dd") || !(receipt->obtained & MALLOC_ARENA_UNDUMPED));
-      CHECK (check_flag (m, "wf") || !(receipt->obtained & MALLOC_ARENA_FORK_WIPED));
+      bool is_absent = receipt->obtained & MALLOC_ARENA_FORK_REFUSED;
+      CHECK (check_flag (m, is_absent ? "dc" : "wf")
+             || !(receipt->obtained & MALLOC_ARENA_FORK_WIPED));
     }
 }
 
@@ -116,6 +144,52 @@ with (unsigned kind)
   check_honest (arena);
   for (size_t i = 0; i < COUNT; i++)
     drop (i);
+}
+
+/* What could be closed in part only has all its properties when it is used next. */
+static void
+half_closed (unsigned fork)
+{
+  enum
+  {
+    LARGE = 1 << 20
+  };
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .fork = fork };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  char *large = malloc_arena (arena, malloc, LARGE);
+  CHECK (large != NULL);
+  memset (large, 0x42, LARGE);
+  for (int turn = 0; turn < 3; turn++)
+    {
+      is_half = false;
+      for (size_t i = 0; i < COUNT; i++)
+        {
+          sizes[i] = 100 + i % 900;
+          blocks[i] = malloc_arena (arena, malloc, sizes[i]);
+          CHECK (blocks[i] != NULL);
+          CHECK (check_all (blocks[i], 0, sizes[i]));
+          memset (blocks[i], 0x42, sizes[i]);
+          size_t unit = 16 * CHECK_PAGE;
+          CHECK_FAULTS ((char *)((uintptr_t)blocks[i] & ~(unit - 1)) + unit - CHECK_PAGE);
+        }
+      check_properties (arena);
+      is_half = true;
+      for (size_t i = 0; i < COUNT; i++)
+        drop (i);
+      malloc_arena_trim (arena);
+      size_t less = LARGE - (size_t)(turn + 1) * 200000;
+      large = realloc (large, less);
+      CHECK (large != NULL);
+      CHECK (check_all (large, 0x42, less));
+      is_half = false;
+      large = realloc (large, less + 100000);
+      CHECK (large != NULL);
+      memset (large, 0x42, less + 100000);
+      check_properties (arena);
+    }
+  free (large);
 }
 
 static void
@@ -220,6 +294,12 @@ main (int argc, char **argv)
                                                         : HEAP_SECURE);
       return 0;
     }
+  if (argc > 1 && strncmp (argv[1], "half", 4) == 0)
+    {
+      half_closed (strcmp (argv[1], "half refused") == 0 ? MALLOC_ARENA_FORK_REFUSE
+                                                         : MALLOC_ARENA_FORK_WIPE);
+      return 0;
+    }
   if (argc > 1)
     {
       with (strcmp (argv[1], "isolated") == 0 ? HEAP_SECURE | HEAP_ISOLATED : HEAP_SECURE);
@@ -227,8 +307,9 @@ main (int argc, char **argv)
     }
   if (check_emulated ())
     check_skip ("mappings are counted by the kernel below the emulator, with its own");
-  static const char *const kinds[] = { "secure", "isolated", "many", "many isolated", "forked" };
-  for (unsigned i = 0; i < 5; i++)
+  static const char *const kinds[]
+      = { "secure", "isolated", "many", "many isolated", "forked", "half", "half refused" };
+  for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
     {
       struct check_outcome outcome = check_again (kinds[i], NULL);
       if (outcome.exit_code == CHECK_SKIP_CODE)
