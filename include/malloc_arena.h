@@ -78,9 +78,10 @@ struct malloc_arena_options
   size_t limit;             /* most bytes the arena may hold from the kernel, a page at least;
                                0: no limit */
   size_t isolate_threshold; /* requests from this size up get their own pages; 0: half a page,
-                               60 KiB for HEAP_DEFAULT. Where more are in use than may stay
-                               ready (3/8 of what may be locked, if that is 1 MiB or more,
-                               8 MiB at most), or 8,192, others get them from 16 KiB up */
+                               60 KiB for HEAP_DEFAULT. Where a process with one thread has
+                               more in use than may stay ready (3/8 of what may be locked, if
+                               that is 1 MiB or more, 8 MiB at most), or any has 8,192,
+                               others get them from 16 KiB up */
   size_t heap_size;         /* bytes taken from the region at once, 64 KiB to 64 MiB; 0: 1 MiB */
 };
 

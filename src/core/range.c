@@ -53,17 +53,25 @@ ma_range_pages (const malloc_arena *arena, size_t pages)
 
 /* ---- opened and closed ---- */
 
-static void
-count_ranged (malloc_arena *arena, size_t pages)
+/* Whether a range is of a block that may be in a slab instead: larger ones take nothing from what of these is ready. */
+static int
+is_small (size_t pages)
 {
-  atomic_fetch_add_explicit (&arena->ranged, pages << MA_PAGE_SHIFT, memory_order_relaxed);
+  return (pages - 1) << MA_PAGE_SHIFT < MA_DENSE_MOST;
+}
+
+static void
+count_ranged (malloc_arena *arena, size_t pages, int is_more)
+{
+  size_t bytes = is_small (pages) ? pages << MA_PAGE_SHIFT : 0;
+  atomic_fetch_add_explicit (&arena->ranged, is_more ? bytes : -bytes, memory_order_relaxed);
 }
 
 static void
 link_range (malloc_arena *arena, struct ma_unit *unit)
 {
   atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
-  count_ranged (arena, unit->pages);
+  count_ranged (arena, unit->pages, 1);
   pthread_mutex_lock (&arena->lock);
   unit->heap_previous = NULL;
   unit->heap_next = arena->larges;
@@ -77,7 +85,7 @@ static void
 unlink_range (malloc_arena *arena, struct ma_unit *unit)
 {
   atomic_fetch_sub_explicit (&ranges, 1, memory_order_relaxed);
-  count_ranged (arena, -unit->pages);
+  count_ranged (arena, unit->pages, 0);
   pthread_mutex_lock (&arena->lock);
   if (unit->heap_previous)
     unit->heap_previous->heap_next = unit->heap_next;
@@ -215,8 +223,9 @@ ma_range_spent (struct ma_local *local, size_t size)
 {
   const malloc_arena *arena = local->arena;
   size_t most = arena->warm_most < arena->warm_lockable ? arena->warm_most : arena->warm_lockable;
-  size_t used = atomic_load_explicit (&arena->ranged, memory_order_relaxed) - local->warm_bytes;
-  if (likely (used + size <= most) || most < SLABS_LEAST || arena->is_secretmem)
+  size_t used = atomic_load_explicit (&arena->ranged, memory_order_relaxed) - local->warm_small;
+  if (likely (used + size <= most) || most < SLABS_LEAST || arena->is_secretmem
+      || !__libc_single_threaded)
     return 0;
   ma_range_collect (local);
   size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
@@ -279,7 +288,8 @@ grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
       add_tails (unit, unit->units, (uint32_t)units);
       unit->units = (uint32_t)units;
     }
-  count_ranged (arena, pages - unit->pages);
+  count_ranged (arena, unit->pages, 0);
+  count_ranged (arena, pages, 1);
   unit->pages = pages;
   unit->end += bytes;
   unit->is_new = 1;
@@ -299,25 +309,47 @@ ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages)
   return growth == GROWN;
 }
 
+/* Whether the end of a range that could be closed in part only is as the rest of it again. Of secret memory nothing was
+ * closed. */
+static int
+reopen (malloc_arena *arena, const struct ma_unit *unit, void *tail, size_t bytes)
+{
+  if (unit->state & MA_UNIT_SECRET)
+    return 1;
+  uint8_t state = ma_heap_unsure (unit->state);
+  return ma_heap_open (arena, tail, bytes, &state) == 0 && state == unit->state
+         && (!unit->is_locked || os_lock (tail, bytes) == 0);
+}
+
 void
 ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages)
 {
   size_t units = units_for (pages);
   size_t bytes = (unit->pages - pages) << MA_PAGE_SHIFT;
-  if (ma_heap_close (unit->end - bytes, bytes, unit->state))
+  char *tail = unit->end - bytes;
+  int refused = ma_heap_close (tail, bytes, unit->state);
+  if (refused && reopen (arena, unit, tail, bytes))
     return;
+  if (refused)
+    {
+      os_discard (tail, bytes, unit->is_locked);
+      ma_heap_refused (arena, MALLOC_ARENA_GUARDED, refused);
+    }
   if (unit->is_locked)
     ma_heap_unlocked (arena, bytes);
   ma_heap_refund (arena, bytes);
   size_t more = unit->units - units;
   pthread_mutex_lock (&arena->lock);
   unit->units = (uint32_t)units;
-  count_ranged (arena, pages - unit->pages);
+  count_ranged (arena, unit->pages, 0);
+  count_ranged (arena, pages, 1);
   unit->pages = pages;
   unit->end -= bytes;
   unit->bin = bin_for (pages);
   pthread_mutex_unlock (&arena->lock);
-  if (more != 0)
+  if (refused && more != 0)
+    ma_heap_lost (unit + units, more, unit->state);
+  else if (more != 0)
     ma_region_give (unit + units, more);
 }
 
@@ -345,10 +377,14 @@ count_shared (malloc_arena *arena, int is_locked, size_t more)
 }
 
 static void
-count_warm (struct ma_local *local, int is_locked, size_t more)
+count_warm (struct ma_local *local, const struct ma_unit *unit, int is_more)
 {
-  local->warm_bytes += more;
-  count_shared (local->arena, is_locked, more);
+  size_t bytes = unit->pages << MA_PAGE_SHIFT;
+  bytes = is_more ? bytes : -bytes;
+  local->warm_bytes += bytes;
+  if (is_small (unit->pages))
+    local->warm_small += bytes;
+  count_shared (local->arena, unit->is_locked, bytes);
 }
 
 static struct ma_unit *
@@ -356,7 +392,7 @@ take_warm (struct ma_local *local, struct ma_unit **link)
 {
   struct ma_unit *unit = *link;
   *link = unit->next;
-  count_warm (local, unit->is_locked, -(unit->pages << MA_PAGE_SHIFT));
+  count_warm (local, unit, 0);
   return unit;
 }
 
@@ -491,7 +527,7 @@ keep (struct ma_local *local, struct ma_unit *unit)
       && make_room (local, bytes, unit->is_locked)
       && (!arena->is_isolated || os_close (ma_range_start (unit), bytes) == 0))
     {
-      count_warm (local, unit->is_locked, bytes);
+      count_warm (local, unit, 1);
       unit->is_new = unit->is_sparse;
       unit->is_sparse = 0;
       unit->epoch = local->warm_epoch;
@@ -555,14 +591,14 @@ ma_range_inherited (malloc_arena *arena)
   for (const struct ma_unit *unit = arena->larges; unit; unit = unit->heap_next)
     {
       atomic_fetch_add_explicit (&ranges, 1, memory_order_relaxed);
-      count_ranged (arena, unit->pages);
+      count_ranged (arena, unit->pages, 1);
     }
 }
 
 void
 ma_range_after_fork (struct ma_local *local)
 {
-  local->warm_bytes = 0;
+  local->warm_bytes = local->warm_small = 0;
   for (struct ma_unit *unit = atomic_exchange (&local->returned, NULL), *next; unit; unit = next)
     {
       next = unit->next;
@@ -577,7 +613,7 @@ ma_range_after_fork (struct ma_local *local)
         size_t bytes = unit->pages << MA_PAGE_SHIFT;
         if (unit->state & MA_UNIT_OPEN)
           {
-            count_warm (local, unit->is_locked, bytes);
+            count_warm (local, unit, 1);
             link = &unit->next;
             continue;
           }

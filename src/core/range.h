@@ -33,8 +33,9 @@ int ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages);
 void ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages);
 /* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
 int ma_range_crowded (void);
-/* Whether more are in use than the arena may keep ready, and no ready one will do for SIZE bytes: where so much comes and
- * goes, another would be opened and closed each time. */
+/* Whether more of the ranges that slabs could have are in use than the arena may keep ready, and no ready one will do for
+ * SIZE bytes: where so much comes and goes, another would be opened and closed each time. Not with several threads, as what
+ * others free of a slab waits for the one that made it. */
 int ma_range_spent (struct ma_local *local, size_t size);
 /* What is ready back to the kernel; whether there was anything. Lock held. */
 int ma_range_flush (struct ma_local *local);

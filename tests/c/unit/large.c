@@ -708,7 +708,7 @@ aligned_stray (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
-/* Where more blocks are in use than pages may stay ready, those that are not large have none of their own, so that it
+/* Where more blocks are in use than pages may stay ready, and nobody else frees any, those that are not large have none of their own, so that it
  * takes no call of the kernel to make them again; and have when there are fewer. */
 static void
 too_many_to_stay_ready (void)
@@ -720,6 +720,9 @@ too_many_to_stay_ready (void)
   };
   static char *many[MANY];
   malloc_arena *arena = new_arena (HEAP_SECURE, 0);
+  /* Which takes nothing from what may stay ready of the others. */
+  char *vast = malloc_arena (arena, malloc, (size_t)20 * MIB);
+  CHECK (vast != NULL);
   for (int round = 0; round < 3; round++)
     {
       for (size_t i = 0; i < MANY; i++)
@@ -737,12 +740,53 @@ too_many_to_stay_ready (void)
       for (size_t i = 0; i < MANY; i++)
         free (many[i]);
       CHECK_EQUAL (count_bytes (0x5a), 0);
-      CHECK_EQUAL (check_stats (arena).live_blocks, 0);
+      CHECK_EQUAL (check_stats (arena).live_blocks, 1);
     }
   char *p = malloc_arena (arena, malloc, (size_t)SIZE);
   CHECK (p != NULL);
   CHECK_FAULTS (p + CHECK_PAGE);
   free (p);
+  free (vast);
+  CHECK_EQUAL (malloc_arena_delete (arena), 0);
+}
+
+enum
+{
+  LEFT_SIZE = 12000,
+  LEFT = 3000
+};
+static char *left[LEFT];
+
+static void *
+leave_blocks (void *arena)
+{
+  for (size_t i = 0; i < LEFT; i++)
+    CHECK ((left[i] = malloc_arena (arena, malloc, (size_t)LEFT_SIZE)) != NULL);
+  pthread_barrier_wait (&barrier);
+  pthread_barrier_wait (&barrier);
+  return NULL;
+}
+
+/* But a slab is its maker's: what others free there is given back by that thread, which may be idle for good. */
+static void
+freed_by_another (void)
+{
+  struct malloc_arena_options options
+      = { .size = sizeof options, .kind = HEAP_SECURE, .lock = MALLOC_ARENA_LOCK_OFF };
+  malloc_arena *arena = malloc_arena_new (&options);
+  CHECK (arena != NULL);
+  pthread_t thread;
+  CHECK_EQUAL (pthread_barrier_init (&barrier, NULL, 2), 0);
+  CHECK_EQUAL (pthread_create (&thread, NULL, leave_blocks, arena), 0);
+  pthread_barrier_wait (&barrier);
+  CHECK (check_stats (arena).mapped_bytes >= LEFT * LEFT_SIZE);
+  for (size_t i = 0; i < LEFT; i++)
+    free (left[i]);
+  CHECK (check_stats (arena).mapped_bytes
+         <= 10 * MIB); /* what stays ready without a limit, and some */
+  pthread_barrier_wait (&barrier);
+  pthread_join (thread, NULL);
+  malloc_arena_trim (arena);
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
@@ -750,6 +794,7 @@ int
 main (void)
 {
   static const unsigned kinds[] = { HEAP_DEFAULT, HEAP_SECURE, HEAP_SECURE | HEAP_ISOLATED };
+  too_many_to_stay_ready (); /* first: with one thread */
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     {
       if (!(kinds[i] & HEAP_ISOLATED))
@@ -773,7 +818,7 @@ main (void)
   bounded ();
   halve_at_limit ();
   bounded_for_all ();
+  freed_by_another ();
   aligned_stray ();
-  too_many_to_stay_ready ();
   return 0;
 }
