@@ -75,7 +75,7 @@ def from_file(  # noqa: F811
 ) -> _core.SecretBuffer | str:
     """A file's contents. The kernel's page cache keeps them, and the disk."""
     # It has no buffer, and closes what it opened also where a signal's handler raises right then.
-    with io.FileIO(path) as file:
+    with io.FileIO(os.fspath(path)) as file:
         return from_fd(file.fileno(), as_str=as_str, arena=arena)  # type: ignore[call-overload, no-any-return]
 
 

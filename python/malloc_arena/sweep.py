@@ -86,7 +86,7 @@ def _sweep() -> None:
         try:
             empty()
         except Exception as error:
-            failed = failed or error
+            failed = error if failed is None else failed
     if failed is not None:
         try:
             raise failed

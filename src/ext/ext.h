@@ -93,8 +93,8 @@ int arena_check_open (struct arena_object *arena);
 
 /* A scope around one call from C. scope_begin() returns 0, or -1 with an exception, and then there is
  * nothing to end. MAY_BE_FULL: what was begun in the arena goes on there also without room, and meets the
- * MemoryError itself; what has not begun is refused. scope_end() takes over what the call returned, with its exception where that is NULL,
- * and returns what the caller should. */
+ * MemoryError itself; what has not begun is refused. scope_end() takes over what the call returned, with
+ * its exception where that is NULL, and returns what the caller should. */
 struct scope
 {
   malloc_arena *handle; /* NULL: none is active */

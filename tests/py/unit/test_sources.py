@@ -439,6 +439,13 @@ def test_bytes_are_exact_and_texts_lose_one_line_end(
     assert vault.owns(id(got)) or len(got) < 2
 
 
+def test_a_descriptor_is_no_path(own: malloc_arena.Arena) -> None:
+    with Path(__file__).open("rb") as file:
+        with pytest.raises(TypeError):
+            sources.from_file(file.fileno(), arena=own)  # type: ignore[call-overload]
+        assert file.read(3) == b'"""'
+
+
 def test_what_is_not_utf8(tmp_path: Path, own: malloc_arena.Arena) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"good" + b"\xff" + SECRET)
