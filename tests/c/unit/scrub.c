@@ -56,6 +56,19 @@ left (unsigned bytes)
   return n;
 }
 
+/* The most of them in a row: an address that was pushed there since may have one. */
+__attribute__ ((__noinline__)) static unsigned
+left_in_a_row (unsigned bytes)
+{
+  unsigned most = 0, row = 0;
+  for (unsigned i = 0; i < bytes; i++)
+    {
+      row = dead[i] == 0x6b ? row + 1 : 0;
+      most = row > most ? row : most;
+    }
+  return most;
+}
+
 static void
 scrub (void)
 {
@@ -163,7 +176,7 @@ leave_at (size_t depth)
   dead = check_hide ((void *)room);
 }
 
-/* The end of a Python scope: so many bytes are zero, whatever in between nobody wrote, and more as far as the stack was
+/* The end of a Python scope: so many bytes are wiped, whatever in between nobody wrote, and more as far as the stack was
  * used. */
 static void
 used (void *unused)
@@ -175,7 +188,7 @@ used (void *unused)
       leave_at (depth);
       CHECK (left (40) > 30);
       ma_scrub_used (NEAR);
-      CHECK_EQUAL (left (40), 0);
+      CHECK (left_in_a_row (40) < 3);
     }
   leave_bytes ();
   ma_scrub_used (NEAR);
@@ -184,7 +197,7 @@ used (void *unused)
     leave_at (depth);
   ma_scrub_used (NEAR);
   for (size_t depth = NEAR - 8000; depth < NEVER_WRITTEN; depth += 8000, dead += 8000)
-    CHECK_EQUAL (left (40), 0);
+    CHECK (left_in_a_row (40) < 3);
 }
 
 /* The first one of a thread does not look at pages that were never touched. */
@@ -198,12 +211,12 @@ first_in_thread (void *depth)
   CHECK_EQUAL (getrusage (RUSAGE_THREAD, &before), 0);
   ma_scrub_used (NEAR);
   CHECK_EQUAL (getrusage (RUSAGE_THREAD, &after), 0);
-  CHECK_EQUAL (left (40), 0);
+  CHECK (left_in_a_row (40) < 3);
   CHECK (check_emulated () || (uintptr_t)depth > NEAR / 4
          || after.ru_minflt - before.ru_minflt < NEAR / (long)CHECK_PAGE / 2);
   leave_at (NEAR - 1000);
   ma_scrub_used (NEAR);
-  CHECK_EQUAL (left (40), 0);
+  CHECK (left_in_a_row (40) < 3);
   return NULL;
 }
 
