@@ -105,11 +105,11 @@ def _is_any(value: object, kinds: type | tuple[type, ...]) -> bool:
     return issubclass(type(value), kinds)
 
 
-def _names(module: object) -> dict[str, Any]:
-    """A module's names, without its own __getattribute__, which would execute one that waits to be
-    used (importlib.util.LazyLoader); a name of sys.modules may stand for anything."""
-    if type(module) is str:
-        module = sys.modules.get(module)
+def _names(name: str) -> dict[str, Any]:
+    """The names in a module, none if it is not loaded. Without its own __getattribute__, which
+    would execute one that waits to be used (importlib.util.LazyLoader); and a name of sys.modules
+    may stand for anything."""
+    module = sys.modules.get(name)
     return object.__getattribute__(module, "__dict__") if _is_any(module, type(sys)) else {}
 
 
@@ -122,7 +122,7 @@ def _last_error() -> None:
 
 def _patterns_and_urls() -> None:
     for module, name in (("re", "purge"), ("urllib.parse", "clear_cache")):
-        _names(module).get(name, bool)()
+        _names(module).get(name, bool)()  # bool() does nothing
     # The package regex, whose own purge() leaves the texts of patterns and all replacements.
     for name in ("_cache", "_named_args", "_replacement_cache", "_locale_sensitive"):
         _names("regex._main").get(name, {}).clear()
@@ -199,7 +199,7 @@ def _sources() -> None:
 
 def _warnings() -> None:
     """The texts of warnings, kept by each module so as not to be shown twice."""
-    for module in list(sys.modules.values()):
+    for module in list(sys.modules):
         registry: Any = _names(module).get("__warningregistry__")
         for key in list(registry) if type(registry) is dict else ():
             if type(key) is tuple and any(map(_is_ours, key)):

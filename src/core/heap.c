@@ -221,7 +221,8 @@ ma_heap_close (void *p, size_t size, uint8_t state)
 uint8_t
 ma_heap_unsure (uint8_t state)
 {
-  /* Of secret memory nothing is taken back but all. What a child may not have, its hole is filled for. */
+  /* Secret memory is given back as a whole, or not at all. What may be absent from a child has its hole filled there, which
+   * does no harm where there is none. */
   return state & MA_UNIT_SECRET ? state : (uint8_t)((state & MA_UNIT_FORK_ABSENT) | MA_UNIT_UNSURE);
 }
 

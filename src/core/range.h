@@ -29,7 +29,8 @@ void ma_range_collect (struct ma_local *local);
 /* More pages: the first one stays where it is; the new ones are zero. 0 where there is no room, or not with
  * the same properties. */
 int ma_range_grow (malloc_arena *arena, struct ma_unit *unit, size_t pages);
-/* Fewer: what is in those that go is wiped already. Where they cannot be closed they stay. */
+/* Fewer: what is in those that go is wiped already. Where they cannot be closed they stay,
+ * or, if the kernel gives back not even what it has taken, are lost to everybody. */
 void ma_range_shrink (malloc_arena *arena, struct ma_unit *unit, size_t pages);
 /* So many ranges that more of them could exhaust the process's mappings (vm.max_map_count). */
 int ma_range_crowded (void);

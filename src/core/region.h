@@ -55,7 +55,7 @@ enum
   MA_UNIT_FORK_WIPE = 8, /* wiped, or absent, in children */
   MA_UNIT_FORK_ABSENT = 16,
   MA_UNIT_SECRET = 32, /* memfd_secret */
-  MA_UNIT_UNSURE = 64  /* any of it or none, as taking it back ended half-way */
+  MA_UNIT_UNSURE = 64 /* all of it may hold or not, as taking it back ended half-way: to be said again */
 };
 
 enum ma_large_state

@@ -16,6 +16,7 @@ struct steps_object
   int is_suspended;
 };
 
+/* While it is, the arena's handle is there: close() refuses, and this object has the arena. */
 static void
 set_suspended (struct steps_object *steps, int is_suspended)
 {

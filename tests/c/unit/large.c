@@ -708,8 +708,8 @@ aligned_stray (void)
   CHECK_EQUAL (malloc_arena_delete (arena), 0);
 }
 
-/* Where more blocks are in use than pages may stay ready, and nobody else frees any, those that are not large have none of their own, so that it
- * takes no call of the kernel to make them again; and have when there are fewer. */
+/* Where more blocks are in use than pages may stay ready, and nobody else frees any, those that are not large have none
+ * of their own, so that it takes no call of the kernel to make them again; and have when there are fewer. */
 static void
 too_many_to_stay_ready (void)
 {
@@ -782,8 +782,8 @@ freed_by_another (void)
   CHECK (check_stats (arena).mapped_bytes >= LEFT * LEFT_SIZE);
   for (size_t i = 0; i < LEFT; i++)
     free (left[i]);
-  CHECK (check_stats (arena).mapped_bytes
-         <= 10 * MIB); /* what stays ready without a limit, and some */
+  /* What stays ready without a limit, and what is given back to its maker. */
+  CHECK (check_stats (arena).mapped_bytes <= 10 * MIB);
   pthread_barrier_wait (&barrier);
   pthread_join (thread, NULL);
   malloc_arena_trim (arena);
