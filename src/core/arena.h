@@ -61,9 +61,6 @@ size_t ma_stack_room (char *p, size_t bytes);
  * thread's own, with frames in use below it. */
 size_t ma_scrub_room (char *p, size_t bytes);
 
-/* How far below P, of BYTES, the stack has pages, if that is known: at the first call of a thread. To look at pages that
- * a short thread never touched takes longer than all else at its end. Those of them that are in swap are dropped. */
-size_t ma_stack_present (char *p, size_t bytes);
 /* Wipes all that is dead of it: as the last that the thread does with an arena. */
 void ma_stack_end (void);
 

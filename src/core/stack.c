@@ -1,6 +1,7 @@
 #include "arena.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "wipe.h"
 
@@ -115,25 +116,6 @@ ma_stack_room (char *p, size_t bytes)
   return room;
 }
 
-size_t
-ma_stack_present (char *p, size_t bytes)
-{
-  struct ma_thread *thread = ma_self;
-  unsigned char present[64];
-  char *low = (char *)((uintptr_t)(p - bytes) & ~(MA_PAGE - 1));
-  size_t pages = (size_t)(p - low) >> MA_PAGE_SHIFT;
-  if (thread == NULL || thread->scrubs != 0 || pages > sizeof present)
-    return bytes;
-  if (os_present (low, pages << MA_PAGE_SHIFT, present) != 0)
-    return bytes;
-  size_t absent = 0;
-  while (absent < pages && !(present[absent] & 1))
-    absent++;
-  if (absent == 0 || os_discard (low, absent << MA_PAGE_SHIFT, 0) != 0)
-    return bytes;
-  return (size_t)(p - low) - (absent << MA_PAGE_SHIFT);
-}
-
 /* ---- at the end of a scope, and of the thread ---- */
 
 enum
@@ -176,6 +158,47 @@ drop_zeros (char *here, size_t bytes)
     os_discard ((void *)low, end - low, 0);
 }
 
+/* A page of dead stack. What was only looked at is not written to, as that would make a page of it. */
+static void
+wipe_page (char *page)
+{
+  ma_say_defined (page, MA_PAGE);
+  if (!ma_is_all_zero (page, MA_PAGE))
+    ma_wipe (page, MA_PAGE);
+}
+
+/* Where what is not wiped ends, for a scrub of the rest: END, or a little above, where the page below it is not there. To
+ * touch one takes longer than all else at the end of a short thread. */
+static char *
+stay_above (char *end, int is_absent)
+{
+  if (!is_absent)
+    return end;
+  ma_wipe (end, OWN);
+  return end + OWN;
+}
+
+/* Dead stack of BYTES below HERE, where the thread has left no scope before, but what is NEAR, of which it returns the
+ * end; NULL if it is not known, or as far down as that, what there is. Where it is not, there may be something in swap. */
+static __attribute__ ((noinline)) char *
+wipe_young (char *here, size_t bytes)
+{
+  unsigned char present[64];
+  char *low = (char *)((uintptr_t)(here - bytes) & ~(MA_PAGE - 1));
+  char *end = (char *)((uintptr_t)(here - NEAR) & ~(MA_PAGE - 1));
+  size_t pages = (size_t)(end - low) >> MA_PAGE_SHIFT;
+  if (pages > sizeof present || os_present (low, pages << MA_PAGE_SHIFT, present) != 0)
+    return NULL;
+  size_t absent = 0;
+  while (absent < pages && !(present[absent] & 1))
+    absent++;
+  if (absent < STEP >> MA_PAGE_SHIFT || os_discard (low, absent << MA_PAGE_SHIFT, 0) != 0)
+    return NULL;
+  for (char *page = low + (absent << MA_PAGE_SHIFT); page < end; page += MA_PAGE)
+    wipe_page (page);
+  return stay_above (end, absent == pages);
+}
+
 void
 ma_scrub_used (size_t least)
 {
@@ -188,7 +211,10 @@ ma_scrub_used (size_t least)
   char *here = __builtin_frame_address (0);
   size_t bytes = ma_stack_room (here, least);
   int is_whole = bytes == least;
-  if (is_whole && (bytes = ma_stack_present (here, least)) > least - STEP)
+  char *end = is_whole && thread != NULL && thread->scrubs == 0 ? wipe_young (here, least) : NULL;
+  if (end != NULL)
+    bytes = (size_t)(here - end);
+  else if (is_whole)
     {
       bytes = find_used (here, least - STEP, least);
       if (unlikely (bytes >= least))
@@ -201,29 +227,35 @@ ma_scrub_used (size_t least)
     drop_zeros (here, least);
 }
 
-/* Dead stack, whole pages: of 8 MiB, the usual size, few are present, and there is nothing in the others. What was only
- * looked at is not written to, as that would make a page of it. */
-static void
+/* Dead stack, whole pages from LOW to END: of 8 MiB, the usual size, few are there, and there is nothing in the others.
+ * Returns END as stay_above has it. */
+static __attribute__ ((noinline)) char *
 wipe_present (char *low, char *end, int is_first)
 {
-  unsigned char present[2048];
-  for (char *at = low; at < end;)
+  unsigned char present[2048] = { 0 };
+  size_t pages = 0;
+  for (char *at = low; at < end; at += pages << MA_PAGE_SHIFT)
     {
-      size_t pages = (size_t)(end - at) >> MA_PAGE_SHIFT;
+      pages = (size_t)(end - at) >> MA_PAGE_SHIFT;
       if (pages > sizeof present)
         pages = sizeof present;
       int unknown = os_present (at, pages << MA_PAGE_SHIFT, present);
-      for (size_t i = 0; i < pages; i++, at += MA_PAGE)
+      if (unknown == ENOMEM || (unknown != 0 && is_first))
         /* The first stack ends somewhere in there, and would grow at a look. */
-        if (unknown == ENOMEM || (unknown != 0 && is_first)
-                ? os_present (at, MA_PAGE, present) == 0 && present[0] & 1
-                : unknown != 0 || present[i] & 1)
+        for (size_t i = 0; i < pages; i++)
           {
-            ma_say_defined (at, MA_PAGE);
-            if (!ma_is_all_zero (at, MA_PAGE))
-              ma_wipe (at, MA_PAGE);
+            if (os_present (at + (i << MA_PAGE_SHIFT), MA_PAGE, present + i) != 0)
+              present[i] = 0;
           }
+      else if (unknown != 0)
+        memset (present, 1, pages);
+      for (size_t i = 0; i < sizeof present; i++) /* all of them, which is a few vectors */
+        present[i] &= 1;
+      for (unsigned char *page = present;
+           (page = memchr (page, 1, (size_t)(present + pages - page))) != NULL; page++)
+        wipe_page (at + ((size_t)(page - present) << MA_PAGE_SHIFT));
     }
+  return stay_above (end, pages != 0 && !present[pages - 1]);
 }
 
 /* The stack of a thread that was in an arena goes to the next thread, or lies in the C library's
@@ -238,8 +270,9 @@ ma_stack_end (void)
   /* What room is spared for, what runs there, is over. The first stack's end is none. */
   size_t all = is_first ? room : room + SPARE;
   char *low = (char *)os_round_up ((uintptr_t)here - all, MA_PAGE);
+  size_t bytes = room;
+  /* Which counts from the caller's frame. */
   if (room > 2 * NEAR && low < end)
-    wipe_present (low, end, is_first);
-  size_t rest = (size_t)(here - end) + NEAR;
-  ma_scrub_stack (room < rest ? room : rest);
+    bytes = (size_t)((char *)__builtin_dwarf_cfa () - wipe_present (low, end, is_first));
+  ma_scrub_stack (bytes);
 }

@@ -222,21 +222,50 @@ first_in_thread (void *depth)
 
 enum
 {
-  OWN_STACK = 256 << 10
+  OWN_STACK = 256 << 10,
+  SHALLOW = 16 << 10 /* what a thread's end writes to itself */
 };
 
-static void *
-fill_to_the_end (void *stack)
+struct own_stack
 {
+  char *low;
+  size_t depth; /* bytes below the thread's function that are written to; all, if there are less */
+  size_t scope; /* what a scope's end scrubs before the thread's does; 0: none */
+  size_t pages; /* that are there before that */
+};
+
+static size_t
+count_pages (char *stack)
+{
+  unsigned char present[OWN_STACK / 4096];
+  CHECK_EQUAL (mincore (stack, OWN_STACK, present), 0);
+  size_t pages = 0;
+  for (size_t i = 0; i < OWN_STACK / (size_t)CHECK_PAGE; i++)
+    pages += present[i] & 1;
+  return pages;
+}
+
+static void *
+fill (void *data)
+{
+  struct own_stack *stack = data;
   free (malloc_arena (malloc_arena_get (HEAP_SECURE), malloc, 10));
   char here;
-  memset (stack, 0x6b, (size_t)((char *)check_hide (&here) - (char *)stack) - 2048);
+  char *end = (char *)check_hide (&here) - 2048;
+  size_t size = (size_t)(end - stack->low);
+  if (size > stack->depth)
+    size = stack->depth;
+  memset (end - size, 0x6b, size);
+  stack->pages = count_pages (stack->low);
+  if (stack->scope != 0)
+    ma_scrub_used (stack->scope);
   return NULL;
 }
 
-/* A thread's end wipes its stack to the last byte. This one is not the C library's, which drops its pages. */
+/* A thread's end wipes its stack to the last byte, and does not make pages of what was never touched. This one is not the C
+ * library's, which drops its pages. */
 static void
-whole_thread (void)
+whole_thread (size_t depth, size_t scope)
 {
   char *stack = mmap (NULL, OWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK (stack != MAP_FAILED);
@@ -244,13 +273,13 @@ whole_thread (void)
   pthread_t thread;
   CHECK_EQUAL (pthread_attr_init (&attributes), 0);
   CHECK_EQUAL (pthread_attr_setstack (&attributes, stack, OWN_STACK), 0);
-  CHECK_EQUAL (pthread_create (&thread, &attributes, fill_to_the_end, stack), 0);
+  struct own_stack own = { .low = stack, .depth = depth, .scope = scope };
+  CHECK_EQUAL (pthread_create (&thread, &attributes, fill, &own), 0);
   pthread_join (thread, NULL);
   pthread_attr_destroy (&attributes);
-  unsigned n = 0;
-  for (unsigned i = 0; i < OWN_STACK; i++)
-    n += stack[i] == 0x6b;
-  CHECK (n < 8);
+  CHECK (check_emulated () || depth < SHALLOW || count_pages (stack) == own.pages);
+  dead = stack;
+  CHECK (left_in_a_row (OWN_STACK) < 3);
   munmap (stack, OWN_STACK);
 }
 
@@ -319,7 +348,10 @@ main (int argc, char **argv)
   CHECK_EQUAL (check_child (used, NULL).exit_code, 0);
   for (size_t depth = 600; depth < NEAR - 256; depth += 984)
     run (first_in_thread, depth);
-  whole_thread ();
+  whole_thread (SIZE_MAX, 0);
+  for (size_t depth = 0; depth < 32 << 10; depth += 500)
+    for (size_t scope = 0; scope <= NEAR; scope += NEAR)
+      whole_thread (depth, scope);
   whole_stack ();
   CHECK_EQUAL (check_child (on_signal_stack, NULL).exit_code, 0);
   CHECK_EQUAL (check_child (on_signal_stack, &asked).exit_code, 0);
