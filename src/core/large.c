@@ -340,9 +340,10 @@ ma_large_grown (struct ma_local *local, size_t size, size_t before)
   if (size <= arena->spare_most)
     {
       size_t pages = (size + MA_PAGE - 1) >> MA_PAGE_SHIFT;
-      struct ma_unit *unit = NULL;
-      if (size > MOVED_BYTES)
-        unit = ma_range_ready (local, 2 * pages, vast_pages (arena, pages));
+      /* Not the next one that it fits in, which those that grew before have left: each is a copy. */
+      struct ma_unit *unit = size > MOVED_BYTES
+                                 ? ma_range_ready (local, 2 * pages, vast_pages (arena, pages))
+                                 : ma_range_ready (local, pages + pages / 2, roomy_pages (pages));
       if (unit == NULL)
         unit = ma_range_ready (local, ma_range_pages (arena, pages), roomy_pages (pages));
       if (unit != NULL)
