@@ -95,7 +95,8 @@ remove_thread (struct ma_thread *thread)
 static void
 end_thread (void *data)
 {
-  ma_stack_end ();
+  /* The stack goes to the next thread, or lies in the C library's cache: neither is a place for what calls left there. */
+  ma_scrub_all ();
   ma_active = NULL;
   ma_self = NULL;
   is_ending = 1;

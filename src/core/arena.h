@@ -61,9 +61,6 @@ size_t ma_stack_room (char *p, size_t bytes);
  * thread's own, with frames in use below it. */
 size_t ma_scrub_room (char *p, size_t bytes);
 
-/* Wipes all that is dead of it: as the last that the thread does with an arena. */
-void ma_stack_end (void);
-
 void ma_arena_enter (malloc_arena *arena);
 void ma_arena_leave (malloc_arena *arena);
 

@@ -88,6 +88,8 @@ int os_discard (void *p, size_t size, int locked);
 /* Bit 0 of PRESENT[I] tells whether page I of anonymous memory is present. One that is not was never written, or is
  * swapped out: os_discard makes both zero. */
 int os_present (void *p, size_t size, unsigned char *present);
+/* Whether the byte at P can be read, by asking: no fault, and nothing is written. */
+int os_is_readable (const void *p);
 
 int os_exclude_from_dump (void *p, size_t size);
 int os_include_in_dump (void *p, size_t size);

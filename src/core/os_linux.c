@@ -348,6 +348,23 @@ os_present (void *p, size_t size, unsigned char *present)
 }
 
 int
+os_is_readable (const void *p)
+{
+  /* The kernel copies the mask before it finds that there is no such operation. */
+  enum
+  {
+    NO_OPERATION = -1,
+    MASK_BYTES = 8
+  };
+  int saved = errno;
+  const void *mask = (const void *)((uintptr_t)p & ~(uintptr_t)(MASK_BYTES - 1));
+  syscall (SYS_rt_sigprocmask, NO_OPERATION, mask, NULL, MASK_BYTES);
+  int is_readable = errno != EFAULT;
+  errno = saved;
+  return is_readable;
+}
+
+int
 os_exclude_from_dump (void *p, size_t size)
 {
   return advise (p, size, MADV_DONTDUMP);

@@ -121,6 +121,10 @@ MA_EXPORT unsigned ma_depth (void);
  * stack below was: until 16 KiB of it are zero. */
 MA_EXPORT void ma_scrub_used (size_t least);
 
+/* As malloc_arena_scrub with all of the thread's stack that is dead: the pages that are present are wiped, and what is in
+ * swap of the others is dropped. Not on a stack for signals. */
+MA_EXPORT void ma_scrub_all (void);
+
 /* Wipes N bytes at P; the compiler cannot drop it. */
 MA_EXPORT void ma_wipe (void *p, size_t n);
 

@@ -13,6 +13,29 @@ enum
 /* ---- where it lies ---- */
 
 static int
+is_open (char *p)
+{
+  ma_say_defined (p, 16);
+  return os_is_readable (p);
+}
+
+/* A stack that the program has made may have its guard in it, of which the C library does not know: the lowest page from
+ * LOW up that can be read, as the last one before END can. */
+static char *
+above_guard (char *low, char *end)
+{
+  if (is_open (low))
+    return low;
+  size_t guard = 0, pages = (size_t)(end - low - 1) >> MA_PAGE_SHIFT;
+  while (pages - guard > 1)
+    {
+      size_t middle = guard + (pages - guard) / 2;
+      *(is_open (low + (middle << MA_PAGE_SHIFT)) ? &pages : &guard) = middle;
+    }
+  return low + (pages << MA_PAGE_SHIFT);
+}
+
+static int
 ask_stack (char **low, char **end)
 {
   pthread_attr_t attributes;
@@ -27,6 +50,8 @@ ask_stack (char **low, char **end)
     {
       *low = (char *)stack + guard;
       *end = (char *)stack + size;
+      if (guard == 0)
+        *low = above_guard (*low, *end);
     }
   return is_known;
 }
@@ -227,7 +252,7 @@ ma_scrub_used (size_t least)
     drop_zeros (here, least);
 }
 
-/* Dead stack, whole pages from LOW to END: of 8 MiB, the usual size, few are there, and there is nothing in the others.
+/* Dead stack, whole pages from LOW to END: of 8 MiB, the usual size, few are there.
  * Returns END as stay_above has it. */
 static __attribute__ ((noinline)) char *
 wipe_present (char *low, char *end, int is_first)
@@ -251,23 +276,28 @@ wipe_present (char *low, char *end, int is_first)
         memset (present, 1, pages);
       for (size_t i = 0; i < sizeof present; i++) /* all of them, which is a few vectors */
         present[i] &= 1;
-      for (unsigned char *page = present;
-           (page = memchr (page, 1, (size_t)(present + pages - page))) != NULL; page++)
-        wipe_page (at + ((size_t)(page - present) << MA_PAGE_SHIFT));
+      for (size_t i = 0, absent = 0; i < pages; i++, absent = i)
+        {
+          const unsigned char *page = memchr (present + i, 1, pages - i);
+          i = page != NULL ? (size_t)(page - present) : pages;
+          /* There may be something in swap. */
+          if (i != absent)
+            os_discard (at + (absent << MA_PAGE_SHIFT), (i - absent) << MA_PAGE_SHIFT, 0);
+          if (i < pages)
+            wipe_page (at + (i << MA_PAGE_SHIFT));
+        }
     }
   return stay_above (end, pages != 0 && !present[pages - 1]);
 }
 
-/* The stack of a thread that was in an arena goes to the next thread, or lies in the C library's
- * cache: neither is a place for what its calls left there. By the thread, at its end. */
 __attribute__ ((noinline)) void
-ma_stack_end (void)
+ma_scrub_all (void)
 {
   char *here = __builtin_frame_address (0);
   size_t room = ma_stack_room (here, SIZE_MAX);
   char *end = (char *)(((uintptr_t)here - NEAR) & ~(MA_PAGE - 1));
   int is_first = ma_self == NULL || ma_self->stack_grown != NULL;
-  /* What room is spared for, what runs there, is over. The first stack's end is none. */
+  /* What room is spared for runs somewhere else, or is over. The first stack's end is none. */
   size_t all = is_first ? room : room + SPARE;
   char *low = (char *)os_round_up ((uintptr_t)here - all, MA_PAGE);
   size_t bytes = room;

@@ -198,6 +198,11 @@ used (void *unused)
   ma_scrub_used (NEAR);
   for (size_t depth = NEAR - 8000; depth < NEVER_WRITTEN; depth += 8000, dead += 8000)
     CHECK (left_in_a_row (40) < 3);
+  leave_at (NEVER_WRITTEN);
+  ma_scrub_used (NEAR);
+  CHECK (left (40) > 30); /* nothing leads there, but for the pages */
+  ma_scrub_all ();
+  CHECK (left_in_a_row (40) < 3);
 }
 
 /* The first one of a thread does not look at pages that were never touched. */
@@ -283,6 +288,35 @@ whole_thread (size_t depth, size_t scope)
   munmap (stack, OWN_STACK);
 }
 
+static void *
+scrub_thrice (void *data)
+{
+  free (malloc_arena (malloc_arena_get (HEAP_SECURE), malloc, 10));
+  for (unsigned i = 0; i < 3; i++)
+    ma_scrub_used (NEAR);
+  ma_scrub_all ();
+  return data;
+}
+
+/* Of a guard that the program has put into a stack of its own nobody knows; its pages may be there. */
+static void
+guard_of_its_own (size_t guard, int is_used)
+{
+  char *stack = mmap (NULL, OWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK (stack != MAP_FAILED);
+  if (is_used)
+    memset (stack, 1, OWN_STACK);
+  CHECK_EQUAL (mprotect (stack, guard, PROT_NONE), 0);
+  pthread_attr_t attributes;
+  pthread_t thread;
+  CHECK_EQUAL (pthread_attr_init (&attributes), 0);
+  CHECK_EQUAL (pthread_attr_setstack (&attributes, stack, OWN_STACK), 0);
+  CHECK_EQUAL (pthread_create (&thread, &attributes, scrub_thrice, NULL), 0);
+  pthread_join (thread, NULL);
+  pthread_attr_destroy (&attributes);
+  munmap (stack, OWN_STACK);
+}
+
 /* All there is of the first stack, of which arguments and environment have their part. */
 static void
 whole_stack (void)
@@ -352,6 +386,9 @@ main (int argc, char **argv)
   for (size_t depth = 0; depth < 32 << 10; depth += 500)
     for (size_t scope = 0; scope <= NEAR; scope += NEAR)
       whole_thread (depth, scope);
+  for (size_t guard = CHECK_PAGE; guard <= OWN_STACK / 8 * 5; guard += 13 * CHECK_PAGE)
+    for (int is_used = 0; is_used < 2; is_used++)
+      guard_of_its_own (guard, is_used);
   whole_stack ();
   CHECK_EQUAL (check_child (on_signal_stack, NULL).exit_code, 0);
   CHECK_EQUAL (check_child (on_signal_stack, &asked).exit_code, 0);

@@ -520,14 +520,28 @@ before_the_block (void)
 
 /* ---- swap ---- */
 
-/* 512 secrets, each with a page to itself, numbered; then more memory than there is. */
+/* More memory than the control group has. */
+static void
+press (void)
+{
+  enum
+  {
+    PRESSURE = 96 << 20
+  };
+  char *pressure
+      = mmap (NULL, PRESSURE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  for (int round = 0; round < 2; round++)
+    for (size_t at = 0; at < PRESSURE; at += 4096)
+      pressure[at] = (char)(at >> 12 | 1);
+}
+
+/* 512 secrets, each with a page to itself, numbered. */
 static void
 swapped (void)
 {
   enum
   {
-    SECRETS = 512,
-    PRESSURE = 96 << 20
+    SECRETS = 512
   };
   char *secrets[SECRETS];
   for (int i = 0; i < SECRETS; i++)
@@ -544,13 +558,49 @@ swapped (void)
     }
   if (arena)
     malloc_arena_leave (arena);
-  char *pressure
-      = mmap (NULL, PRESSURE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  for (int round = 0; round < 2; round++)
-    for (size_t at = 0; at < PRESSURE; at += 4096)
-      pressure[at] = (char)(at >> 12 | 1);
+  press ();
   stop ("swapped", 0);
   _exit (0); /* with all secrets alive */
+}
+
+enum
+{
+  OWN_STACK = 256 << 10,
+  DEAD = 64 << 10
+};
+
+/* What its calls left at the low end of its stack is in swap by now. */
+static void *
+thread_with_swapped_stack (void *low)
+{
+  unsigned char present[DEAD / 4096];
+  if (arena)
+    malloc_arena_enter (arena);
+  fill (low, DEAD);
+  if (arena)
+    malloc_arena_leave (arena);
+  press ();
+  if (mincore (low, DEAD, present) != 0)
+    _exit (3);
+  size_t absent = 0;
+  for (size_t page = 0; page < sizeof present; page++)
+    absent += !(present[page] & 1);
+  return (void *)absent;
+}
+
+static void
+dead_thread_in_swap (void)
+{
+  pthread_t thread;
+  pthread_attr_t attributes;
+  void *absent;
+  char *stack = mmap (NULL, OWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  pthread_attr_init (&attributes);
+  pthread_attr_setstack (&attributes, stack, OWN_STACK);
+  pthread_create (&thread, &attributes, thread_with_swapped_stack, stack);
+  pthread_join (thread, &absent);
+  say ("absent", (size_t)absent);
+  stop ("left", count_secret (stack, DEAD)); /* which has it read from the disk */
 }
 
 int
@@ -590,6 +640,7 @@ main (int argc, char **argv)
     { "idle", idle },
     { "before-the-block", before_the_block },
     { "swapped", swapped },
+    { "dead-thread-in-swap", dead_thread_in_swap },
   };
   if (argc < 3)
     return 2;

@@ -115,3 +115,15 @@ def test_nothing_is_swapped(
         else:
             assert (alive, ended) == (0, 0)
             evidence.result(seen)
+
+
+@pytest.mark.promise("wipe-stack")
+def test_a_dead_threads_stack_in_swap(
+    swap: Path, group: Path, evidence: Evidence, tmp_path: Path
+) -> None:
+    program = build(tmp_path)
+    for memory in ("plain", "secure"):
+        with Story(program, memory, "dead-thread-in-swap", group=group) as story:
+            assert story.said("absent") >= 8
+            seen = story.said("left") // len(SECRET)
+            evidence.copies(memory, seen, " in a stack that was swapped out")
