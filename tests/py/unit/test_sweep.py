@@ -21,7 +21,7 @@ import pytest
 
 import malloc_arena
 import malloc_arena.sweep
-from conftest import MAKE, Child, hits, memory
+from conftest import MAKE, SECRET, Child, hits, mappings, memory, with_a_stack
 from malloc_arena import Arena
 
 # Each keeps the secret after its last reference is gone, until something is cleared.
@@ -640,3 +640,35 @@ def test_an_interrupt_leaves_callbacks_of_the_collector(
         assert gc.callbacks[:2] == [watch, len]
     finally:
         del gc.callbacks[:2]
+
+
+@with_a_stack
+@pytest.mark.parametrize("swept", [False, True])
+def test_what_lies_below_a_frame_that_is_hardly_written(
+    child: Callable[..., Child], tmp_path: Path, swept: bool
+) -> None:
+    """A scrub stops where nothing of the stack was written for long; a sweep goes by its pages."""
+    source, library = tmp_path / "frame.c", tmp_path / "frame.so"
+    source.write_text(
+        "void leave (const char *text, unsigned long n) { volatile char room[300 << 10];"
+        " while (n--) room[n] = text[n]; }"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    process = child(
+        MAKE
+        + f"""
+import ctypes
+leave = ctypes.CDLL({str(library)!r}).leave
+def work():
+    leave(make(), len(make()))
+vault = get(HEAP_SECURE)
+with vault.scope(sweep={swept}):
+    work()
+show()
+"""
+    )
+    process.shown()
+    stack = next(m for m in mappings(process.pid) if m.name == "[stack]")
+    found = [at for at in process.copies(SECRET) if stack.start <= at < stack.end]
+    assert bool(found) == (not swept)
+    process.ends()
