@@ -358,8 +358,8 @@ os_is_readable (const void *p)
   };
   int saved = errno;
   const void *mask = (const void *)((uintptr_t)p & ~(uintptr_t)(MASK_BYTES - 1));
-  syscall (SYS_rt_sigprocmask, NO_OPERATION, mask, NULL, MASK_BYTES);
-  int is_readable = errno != EFAULT;
+  int is_readable
+      = syscall (SYS_rt_sigprocmask, NO_OPERATION, mask, NULL, MASK_BYTES) == 0 || errno != EFAULT;
   errno = saved;
   return is_readable;
 }

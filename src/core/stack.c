@@ -252,10 +252,27 @@ ma_scrub_used (size_t least)
     drop_zeros (here, least);
 }
 
-/* Dead stack, whole pages from LOW to END: of 8 MiB, the usual size, few are there.
- * Returns END as stay_above has it. */
+/* The lowest page of the first stack from LOW up that is mapped; END if none is, or that cannot be known. A look below it
+ * would have the stack grow. */
+static char *
+first_mapped (char *low, char *end)
+{
+  unsigned char present;
+  size_t below = 0, pages = (size_t)(end - low) >> MA_PAGE_SHIFT;
+  while (below < pages)
+    {
+      size_t middle = below + (pages - below) / 2;
+      if (os_present (low + (middle << MA_PAGE_SHIFT), MA_PAGE, &present) == 0)
+        pages = middle;
+      else
+        below = middle + 1;
+    }
+  return low + (pages << MA_PAGE_SHIFT);
+}
+
+/* Dead stack, whole pages from LOW to END: of 8 MiB, the usual size, few are there. Returns END as stay_above has it. */
 static __attribute__ ((noinline)) char *
-wipe_present (char *low, char *end, int is_first)
+wipe_present (char *low, char *end)
 {
   unsigned char present[2048] = { 0 };
   size_t pages = 0;
@@ -265,8 +282,7 @@ wipe_present (char *low, char *end, int is_first)
       if (pages > sizeof present)
         pages = sizeof present;
       int unknown = os_present (at, pages << MA_PAGE_SHIFT, present);
-      if (unknown == ENOMEM || (unknown != 0 && is_first))
-        /* The first stack ends somewhere in there, and would grow at a look. */
+      if (unknown == ENOMEM) /* a part that the program has unmapped */
         for (size_t i = 0; i < pages; i++)
           {
             if (os_present (at + (i << MA_PAGE_SHIFT), MA_PAGE, present + i) != 0)
@@ -300,9 +316,12 @@ ma_scrub_all (void)
   /* What room is spared for runs somewhere else, or is over. The first stack's end is none. */
   size_t all = is_first ? room : room + SPARE;
   char *low = (char *)os_round_up ((uintptr_t)here - all, MA_PAGE);
-  size_t bytes = room;
-  /* Which counts from the caller's frame. */
+  size_t bytes = room; /* which counts from the caller's frame */
   if (room > 2 * NEAR && low < end)
-    bytes = (size_t)((char *)__builtin_dwarf_cfa () - wipe_present (low, end, is_first));
+    {
+      if (is_first)
+        low = first_mapped (low, end);
+      bytes = (size_t)((char *)__builtin_dwarf_cfa () - wipe_present (low, end));
+    }
   ma_scrub_stack (bytes);
 }
