@@ -109,7 +109,8 @@ class Arena(_core.Arena):
         """Empties the places where CPython and its library keep dead or cached values: free lists
         and garbage (by a full collection, which is nearly all of the time it takes), compiled
         regular expressions, date formats, parsed URLs, what functools.lru_cache keeps of arenas,
-        the type cache, lines of source, warnings, sys.last_*."""
+        the type cache, lines of source, warnings, sys.last_*; and wipes all of the thread's stack
+        that is dead."""
         _core._outside(_sweep, self.kind != _core.HEAP_DEFAULT)
 
     def buffer(self, size: int) -> _core.SecretBuffer:

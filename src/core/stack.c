@@ -217,7 +217,7 @@ wipe_young (char *here, size_t bytes)
   size_t absent = 0;
   while (absent < pages && !(present[absent] & 1))
     absent++;
-  if (absent < STEP >> MA_PAGE_SHIFT || os_discard (low, absent << MA_PAGE_SHIFT, 0) != 0)
+  if (absent << MA_PAGE_SHIFT < STEP || os_discard (low, absent << MA_PAGE_SHIFT, 0) != 0)
     return NULL;
   for (char *page = low + (absent << MA_PAGE_SHIFT); page < end; page += MA_PAGE)
     wipe_page (page);
