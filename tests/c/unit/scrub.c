@@ -202,7 +202,8 @@ used (void *unused)
   ma_scrub_used (NEAR);
   CHECK (left (40) > 30); /* nothing leads there, but for the pages */
   ma_scrub_all ();
-  CHECK (left_in_a_row (40) < 3);
+  /* An emulator does not say which pages of its first stack there are. */
+  CHECK (check_emulated () || left_in_a_row (40) < 3);
 }
 
 /* The first one of a thread does not look at pages that were never touched. */
