@@ -228,11 +228,12 @@ def _numpy() -> None:
     empty, ufunc = numpy.get("empty"), numpy.get("frompyfunc")
     if empty is None or ufunc is None:
         return
-    for length in range(2, 16):
-        _Index(empty, length, 15).__index__()
-    # By an argument, as a function that knows itself would be garbage in a cycle.
-    loop = ufunc(lambda loop, depth: loop(loop, depth - 1) if depth else 0, 2, 1)
-    loop(loop, 11)
+    if _core._stack_room() > 128 << 10:  # of which some dozen calls within each other take 40
+        for length in range(2, 16):
+            _Index(empty, length, 15).__index__()
+        # By an argument, as a function that knows itself would be garbage in a cycle.
+        loop = ufunc(lambda loop, depth: loop(loop, depth - 1) if depth else 0, 2, 1)
+        loop(loop, 11)
     # The digits of the last number that was printed, in 16 KiB of this thread's, and the integers
     # that they were made of: the largest number takes their place.
     digits = numpy.get("format_float_positional")

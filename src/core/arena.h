@@ -53,12 +53,8 @@ void ma_arena_check (const malloc_arena *arena);
 int ma_arena_trim (malloc_arena *arena);
 int ma_arena_trim_all (void);
 
-/* stack.c: where a thread's stack lies, and what calls have left on it. Never more than the thread's own is written.
- * Room of the calling thread's stack below P, at most BYTES, which are then used, or all there is (SIZE_MAX); 0 on a
- * stack that is not the thread's. */
-size_t ma_stack_room (char *p, size_t bytes);
-/* The same of the stack that the caller is on, for a handler of signals too. A stack for signals may be a part of the
- * thread's own, with frames in use below it. */
+/* As ma_stack_room, of the stack that the caller is on, for a handler of signals too. A stack for signals may be a part of
+ * the thread's own, with frames in use below it. */
 size_t ma_scrub_room (char *p, size_t bytes);
 
 void ma_arena_enter (malloc_arena *arena);

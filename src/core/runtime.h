@@ -117,6 +117,11 @@ MA_EXPORT void ma_arena_hold (malloc_arena *arena, int more);
 /* How many enters of the calling thread are open. */
 MA_EXPORT unsigned ma_depth (void);
 
+/* stack.c: where a thread's stack lies, and what calls have left on it. Never more than the thread's own is written.
+ * Room of the calling thread's stack below P, at most BYTES, which are then used, or all there is (SIZE_MAX); 0 on a
+ * stack that is not the thread's. */
+MA_EXPORT size_t ma_stack_room (char *p, size_t bytes);
+
 /* As malloc_arena_scrub with LEAST bytes, from 32 KiB up; and if the last 16 KiB of them were written, as far as the
  * stack below was: until 16 KiB of it are zero. */
 MA_EXPORT void ma_scrub_used (size_t least);

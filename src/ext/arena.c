@@ -27,7 +27,8 @@ arena_check_open (struct arena_object *self)
   return -1;
 }
 
-/* Threads of this interpreter inherit scopes from now on, and numpy's data is in them. */
+/* Threads of this interpreter inherit scopes from now on, and numpy's data is in them. What sweeps is here before the
+ * first sweep: in a child that is forked while another thread imports it, that import would never end. */
 static int
 follow_threads (PyTypeObject *type)
 {
@@ -39,7 +40,9 @@ follow_threads (PyTypeObject *type)
   malloc_arena_enter (NULL); /* it lasts */
   PyObject *module = PyImport_ImportModule ("malloc_arena.threads");
   PyObject *result = module != NULL ? PyObject_CallMethod (module, "install", NULL) : NULL;
-  state->is_following = result != NULL;
+  PyObject *sweep = result != NULL ? PyImport_ImportModule ("malloc_arena.sweep") : NULL;
+  state->is_following = sweep != NULL;
+  Py_XDECREF (sweep);
   Py_XDECREF (result);
   Py_XDECREF (module);
   malloc_arena_leave (NULL);

@@ -213,6 +213,12 @@ core_wipe_freed (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
   Py_RETURN_NONE;
 }
 
+static PyObject *
+core_stack_room (PyObject *Py_UNUSED (module), PyObject *Py_UNUSED (ignored))
+{
+  return PyLong_FromSize_t (ma_stack_room (__builtin_frame_address (0), SIZE_MAX));
+}
+
 static int
 core_exec (PyObject *module)
 {
@@ -298,6 +304,7 @@ static PyMethodDef core_methods[] = {
   { "_take_environment", buffer_of_environment, METH_VARARGS, NULL },
   { "_walk", core_walk, METH_NOARGS, NULL },
   { "_wipe_freed", core_wipe_freed, METH_NOARGS, NULL },
+  { "_stack_room", core_stack_room, METH_NOARGS, NULL },
   { "_without_callbacks", core_without_callbacks, METH_VARARGS, NULL },
   { "_frames", core_frames, METH_NOARGS, NULL },
   { "_numpy_handler", pyhooks_numpy_handler, METH_O, NULL },

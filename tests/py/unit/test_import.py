@@ -90,6 +90,25 @@ def test_import_stays_light() -> None:
     assert "malloc_arena.receipt" not in loaded.split()
 
 
+def test_a_sweep_imports_nothing() -> None:
+    """In a child that is forked while another thread imports something, the same import never ends;
+    and a signal's handler meets half a module."""
+    run(
+        """
+import sys
+import malloc_arena
+vault = malloc_arena.get(malloc_arena.HEAP_SECURE)
+class Nothing:
+    def find_spec(self, name, *rest):
+        raise SystemExit(f"{name} is imported")
+sys.meta_path.insert(0, Nothing())
+with vault.scope(sweep=True):
+    pass
+vault.sweep()
+"""
+    )
+
+
 def test_a_package_that_is_not_built_says_so(tmp_path: Path) -> None:
     """As in a source tree, or in the directory that another Python installed into."""
     package = Path(malloc_arena.__file__).parent

@@ -175,3 +175,24 @@ def test_a_buffer_is_compared_with_an_array_of_dates() -> None:
     with SecretBuffer(8) as buffer:
         assert buffer == np.array([0], dtype="M8[s]")
         assert buffer != np.array([1], dtype="M8[s]")
+
+
+def test_a_sweep_on_a_small_stack(child: Callable[..., Child]) -> None:
+    """32 KiB, the least that threading has, are too few for all that numpy can be made to drop."""
+    process = child(
+        """
+import threading
+import numpy as np
+vault = get(HEAP_SECURE)
+def work():
+    with vault.scope(sweep=True):
+        str(np.arange(3.0) * 2)
+threading.stack_size(max(32 << 10, os.sysconf("SC_THREAD_STACK_MIN")))
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+show()
+"""
+    )
+    process.shown()
+    process.ends()
