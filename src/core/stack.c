@@ -12,6 +12,7 @@ enum
 
 /* ---- where it lies ---- */
 
+/* Without a fault where it is not. What is asked about was never written, as valgrind sees it. */
 static int
 is_open (char *p)
 {
@@ -183,7 +184,7 @@ drop_zeros (char *here, size_t bytes)
     os_discard ((void *)low, end - low, 0);
 }
 
-/* A page of dead stack. What was only looked at is not written to, as that would make a page of it. */
+/* A page of dead stack, which is there. What was only looked at is not written to, as that would make a page of it. */
 static void
 wipe_page (char *page)
 {

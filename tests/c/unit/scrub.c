@@ -268,6 +268,19 @@ fill (void *data)
   return NULL;
 }
 
+/* A thread on a stack of the program's own. */
+static void
+run_on (char *stack, void *(*body) (void *), void *data)
+{
+  pthread_attr_t attributes;
+  pthread_t thread;
+  CHECK_EQUAL (pthread_attr_init (&attributes), 0);
+  CHECK_EQUAL (pthread_attr_setstack (&attributes, stack, OWN_STACK), 0);
+  CHECK_EQUAL (pthread_create (&thread, &attributes, body, data), 0);
+  pthread_join (thread, NULL);
+  pthread_attr_destroy (&attributes);
+}
+
 /* A thread's end wipes its stack to the last byte, and does not make pages of what was never touched. This one is not the C
  * library's, which drops its pages. */
 static void
@@ -275,14 +288,8 @@ whole_thread (size_t depth, size_t scope)
 {
   char *stack = mmap (NULL, OWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK (stack != MAP_FAILED);
-  pthread_attr_t attributes;
-  pthread_t thread;
-  CHECK_EQUAL (pthread_attr_init (&attributes), 0);
-  CHECK_EQUAL (pthread_attr_setstack (&attributes, stack, OWN_STACK), 0);
   struct own_stack own = { .low = stack, .depth = depth, .scope = scope };
-  CHECK_EQUAL (pthread_create (&thread, &attributes, fill, &own), 0);
-  pthread_join (thread, NULL);
-  pthread_attr_destroy (&attributes);
+  run_on (stack, fill, &own);
   CHECK (check_emulated () || depth < SHALLOW || count_pages (stack) == own.pages);
   dead = stack;
   CHECK (left_in_a_row (OWN_STACK) < 3);
@@ -308,13 +315,7 @@ guard_of_its_own (size_t guard, int is_used)
   if (is_used)
     memset (stack, 1, OWN_STACK);
   CHECK_EQUAL (mprotect (stack, guard, PROT_NONE), 0);
-  pthread_attr_t attributes;
-  pthread_t thread;
-  CHECK_EQUAL (pthread_attr_init (&attributes), 0);
-  CHECK_EQUAL (pthread_attr_setstack (&attributes, stack, OWN_STACK), 0);
-  CHECK_EQUAL (pthread_create (&thread, &attributes, scrub_thrice, NULL), 0);
-  pthread_join (thread, NULL);
-  pthread_attr_destroy (&attributes);
+  run_on (stack, scrub_thrice, NULL);
   munmap (stack, OWN_STACK);
 }
 
